@@ -1,0 +1,3 @@
+"""A Label Studio backend that learns while people annotate images."""
+
+__version__ = "0.1.0"

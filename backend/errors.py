@@ -1,0 +1,110 @@
+"""Everything that can go wrong and that a user can cause or mend, in one tree.
+
+ClipBackendError
+├── SettingsError               a setting is missing or wrong
+├── RequestError (400)          a request that cannot be understood
+│   ├── AuthenticationError (401)
+│   ├── NotFoundError (404)
+│   └── BodyTooLargeError (413)
+├── LabelingConfigError (400)   a labeling config that cannot be read
+├── TaskError                   one task that cannot be predicted
+│   └── ImageError              its picture cannot be had
+├── LabelStudioError (502)      Label Studio refused
+│   └── LabelStudioUnreachableError
+├── EncoderError (503)          CLIP cannot be loaded
+├── DatabaseError (503)         the database cannot be used
+└── QueueError (503)            Redis cannot be used
+
+Each message says what is wrong and what to do. Anything else that is raised is a bug.
+"""
+
+from __future__ import annotations
+
+
+class ClipBackendError(Exception):
+    """Base of all errors that a user can cause or mend; `status` is its HTTP status."""
+
+    status = 500
+
+
+class SettingsError(ClipBackendError):
+    """A setting is missing or wrong; the message names it."""
+
+
+class RequestError(ClipBackendError):
+    """A request that cannot be understood."""
+
+    status = 400
+
+
+class AuthenticationError(RequestError):
+    """Credentials are missing or wrong."""
+
+    status = 401
+
+
+class NotFoundError(RequestError):
+    """What was asked for does not exist."""
+
+    status = 404
+
+
+class BodyTooLargeError(RequestError):
+    """A request body exceeds the limit."""
+
+    status = 413
+
+
+class LabelingConfigError(ClipBackendError):
+    """A labeling config that cannot be read."""
+
+    status = 400
+
+
+class TaskError(ClipBackendError):
+    """One task that cannot be predicted; it costs that task only."""
+
+    status = 400
+
+
+class ImageError(TaskError):
+    """A task's picture cannot be fetched or decoded.
+
+    `permanent` tells a picture that is broken or gone from a fetch that may succeed later.
+    """
+
+    def __init__(self, message: str, *, permanent: bool = True) -> None:
+        super().__init__(message)
+        self.permanent = permanent
+
+
+class LabelStudioError(ClipBackendError):
+    """Label Studio answered with an error."""
+
+    status = 502
+
+    def __init__(self, message: str, *, label_studio_status: int | None = None) -> None:
+        super().__init__(message)
+        self.label_studio_status = label_studio_status
+
+
+class LabelStudioUnreachableError(LabelStudioError):
+    """Label Studio did not answer."""
+
+
+class EncoderError(ClipBackendError):
+    """CLIP cannot be loaded."""
+
+    status = 503
+
+
+class DatabaseError(ClipBackendError):
+    """The database cannot be used."""
+
+    status = 503
+
+
+class QueueError(ClipBackendError):
+    """Redis cannot be used."""
+
+    status = 503

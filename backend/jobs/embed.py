@@ -1,0 +1,81 @@
+"""New tasks to embeddings: list the tasks, then embed what is missing in separate jobs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+from backend.jobs.services import Services
+from backend.labelstudio.config import LabelingConfig, parse_labeling_config
+from backend.store.requests import Claim, Kind, Request
+from backend.store.tasks import StoredTask
+
+log = logging.getLogger(__name__)
+
+# Tasks of one embed job: seconds of work, so that trainings are not kept waiting.
+CHUNK = 64
+
+# Lets a few embed jobs finish before their tasks are predicted together.
+REFRESH_DELAY = 1.0
+
+
+def sync(services: Services, claim: Claim) -> None:
+    """Mirror a project's tasks and ask for the embeddings that are missing."""
+    store, project_id = services.store, claim.request.project_id
+    project = store.projects.get(project_id)
+    if project is None or not project.connected:
+        return
+    mirror(services, project_id)
+    config = parse_labeling_config(project.label_config)
+    chunks = request_missing(services, project_id, config, store.tasks.all(project_id))
+    store.requests.add(Request(project_id, Kind.REFRESH))
+    log.info("mirrored project=%d chunks_to_embed=%d", project_id, chunks)
+
+
+def embed(services: Services, claim: Claim) -> None:
+    """Embed the pictures of one chunk of tasks."""
+    store, request = services.store, claim.request
+    project = store.projects.get(request.project_id)
+    if project is None or not project.connected:
+        return
+    tasks = store.tasks.in_range(
+        request.project_id, request.part * CHUNK, (request.part + 1) * CHUNK
+    )
+    failed = services.predictor.embed(tasks, parse_labeling_config(project.label_config))
+    if failed:
+        log.warning(
+            "pictures not to be had project=%d chunk=%d count=%d",
+            request.project_id,
+            request.part,
+            failed,
+        )
+    store.requests.add(Request(request.project_id, Kind.REFRESH), delay=REFRESH_DELAY)
+
+
+def mirror(services: Services, project_id: int) -> None:
+    """Make the mirror of a project's tasks equal to what Label Studio lists."""
+    services.store.tasks.mirror(
+        project_id,
+        (
+            [StoredTask(task.id, task.data, task.open) for task in page]
+            for page in services.label_studio.tasks(project_id)
+        ),
+    )
+
+
+def request_missing(
+    services: Services,
+    project_id: int,
+    config: LabelingConfig,
+    pages: Iterable[list[StoredTask]],
+) -> int:
+    """Ask for embed jobs of the tasks that have no embedding; return how many jobs."""
+    chunks = {
+        task_id // CHUNK
+        for page in pages
+        for task_id in services.predictor.missing(page, config)
+    }
+    services.store.requests.add_all(
+        [Request(project_id, Kind.EMBED, chunk) for chunk in sorted(chunks)]
+    )
+    return len(chunks)

@@ -1,0 +1,130 @@
+"""The job queue in Redis: it only says what to do next; what is wanted is in the database."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta, timezone
+
+import orjson
+import redis
+from rq import Queue as RQQueue
+from rq.exceptions import DuplicateJobError, NoSuchJobError
+from rq.job import Job, JobStatus
+from rq.serializers import JSONSerializer
+
+from backend.errors import QueueError
+from backend.store.requests import Kind, Request
+
+PERFORM = "backend.jobs.worker.perform"
+
+_WORKERS = "clip-backend:worker:"
+# A worker that has said nothing for this long is taken for dead, in seconds.
+_WORKER_TTL = 15
+
+# Between taking a job and claiming its request a worker needs a moment.
+_STARTING = timedelta(seconds=5)
+
+_FAILURE_TTL = 7 * 24 * 3600
+
+
+@dataclass(frozen=True)
+class WorkerStatus:
+    """A worker that is alive."""
+
+    name: str
+    device: str
+    encoder: str
+
+
+class JobQueue:
+    """Jobs by kind, most urgent first; a request is never queued twice."""
+
+    def __init__(self, url: str) -> None:
+        try:
+            self.connection = redis.Redis.from_url(
+                url, socket_connect_timeout=5, health_check_interval=30
+            )
+        except ValueError:
+            raise QueueError(
+                "REDIS_URL: must be a URL such as redis://localhost:6379/0 or unix:///path"
+            ) from None
+        self.queues = {
+            kind: RQQueue(kind.value, connection=self.connection, serializer=JSONSerializer)
+            for kind in Kind
+        }
+
+    def check(self) -> None:
+        """Raise QueueError where Redis does not answer."""
+        try:
+            self.connection.ping()
+        except redis.RedisError as error:
+            raise QueueError(
+                f"Redis does not answer ({type(error).__name__}): start it with "
+                "`clip-backend up`, or check REDIS_URL"
+            ) from None
+
+    def enqueue(self, request: Request) -> None:
+        """Queue a request that is due and that no worker holds."""
+        queue = self.queues[request.kind]
+        job_id = f"{request.kind.value}-{request.project_id}-{request.part}"
+        try:
+            self._enqueue(queue, job_id, request)
+        except DuplicateJobError:
+            with suppress(NoSuchJobError):
+                job = Job.fetch(
+                    job_id, connection=self.connection, serializer=JSONSerializer
+                )
+                if self._is_under_way(queue, job):
+                    return
+                # What is left of a job whose worker died, or that failed.
+                job.delete()
+            with suppress(DuplicateJobError):
+                self._enqueue(queue, job_id, request)
+
+    def lengths(self) -> dict[str, int]:
+        """Return the number of queued jobs by kind."""
+        return {kind.value: queue.count for kind, queue in self.queues.items()}
+
+    def beat(self, worker: WorkerStatus) -> None:
+        """Say that a worker is alive."""
+        self.connection.set(_WORKERS + worker.name, orjson.dumps(asdict(worker)), ex=_WORKER_TTL)
+
+    def leave(self, worker: WorkerStatus) -> None:
+        """Say that a worker has stopped."""
+        self.connection.delete(_WORKERS + worker.name)
+
+    def workers(self) -> list[WorkerStatus]:
+        """Return the workers that are alive."""
+        keys = sorted(self.connection.scan_iter(match=_WORKERS + "*"))
+        return [
+            WorkerStatus(**orjson.loads(value))
+            for value in (self.connection.mget(keys) if keys else [])
+            if value is not None
+        ]
+
+    def close(self) -> None:
+        """Close the pooled connections."""
+        self.connection.close()
+
+    def _enqueue(self, queue: RQQueue, job_id: str, request: Request) -> None:
+        queue.enqueue_call(
+            PERFORM,
+            args=(request.project_id, request.kind.value, request.part),
+            job_id=job_id,
+            unique=True,
+            # Nothing is kept of a job that is done, so that its id is free for the next.
+            result_ttl=0,
+            failure_ttl=_FAILURE_TTL,
+            timeout=-1,
+        )
+
+    def _is_under_way(self, queue: RQQueue, job: Job) -> bool:
+        if queue.get_job_position(job) is not None:
+            return True
+        started = job.started_at
+        if job.get_status() is not JobStatus.STARTED or started is None:
+            return False
+        if started.tzinfo is None:
+            started = started.replace(tzinfo=timezone.utc)
+        return datetime.now(timezone.utc) - started < _STARTING

@@ -1,0 +1,79 @@
+"""Compare with Label Studio what was learnt and pushed, and ask for what is missing.
+
+So a lost webhook, a worker that died or an emptied Redis costs time, not labels.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from backend.jobs.embed import request_missing
+from backend.jobs.services import Services
+from backend.jobs.train import remote_project, watermark
+from backend.labelstudio.config import parse_labeling_config
+from backend.store.projects import Project
+from backend.store.requests import Claim, Kind, Request
+from backend.store.versions import is_ours
+
+log = logging.getLogger(__name__)
+
+
+def reconcile(services: Services, claim: Claim) -> None:
+    """Compare one project, and ask to be called again for it."""
+    store, project_id = services.store, claim.request.project_id
+    project = store.projects.get(project_id)
+    if project is None or not project.connected:
+        return
+    remote = remote_project(services, project_id)
+    if remote is None:
+        return
+    if not _is_attached(services, project):
+        store.projects.update(project_id, connected=False)
+        log.info("project no longer has this ML backend project=%d", project_id)
+        return
+    store.requests.add(claim.request, delay=services.reconcile_every)
+
+    wanted = set()
+    if watermark(services, remote) != project.watermark:
+        wanted.add(Kind.TRAIN)
+    if remote.label_config != project.label_config or project.model_version is None:
+        wanted.add(Kind.TRAIN)
+    progress = store.tasks.progress(project_id, project.model_version)
+    if progress.tasks != remote.task_count:
+        wanted.add(Kind.SYNC)
+    counts = services.label_studio.prediction_counts(project_id)
+    if project.model_version is not None:
+        recorded = len(store.tasks.predicted(project_id, project.model_version))
+        superseded = [
+            name for name in counts if is_ours(name) and name != project.model_version
+        ]
+        if (
+            superseded
+            or counts.get(project.model_version, 0) != recorded
+            or (recorded and remote.model_version != project.model_version)
+        ):
+            wanted.add(Kind.REFRESH)
+        if progress.predicted < progress.open:
+            # Pictures that could not be had are tried again after a while.
+            config = parse_labeling_config(project.label_config)
+            request_missing(
+                services,
+                project_id,
+                config,
+                store.tasks.open_without(project_id, project.model_version),
+            )
+    under_way = {waiting.request.kind for waiting in store.requests.waiting(project_id)}
+    for kind in sorted(wanted - under_way, key=lambda kind: kind.value):
+        log.info("reconcile project=%d asks for %s", project_id, kind.value)
+        store.requests.add(Request(project_id, kind))
+
+
+def _is_attached(services: Services, project: Project) -> bool:
+    # Someone who removes the ML backend in Label Studio's page wants no more predictions.
+    addresses = {
+        str(backend["url"]).rstrip("/")
+        for backend in services.label_studio.ml_backends(project.id)
+    }
+    if project.connection is not None:
+        return project.connection["backend_url"] in addresses
+    return bool(addresses)

@@ -1,0 +1,26 @@
+"""What a job works with, made once a worker process and handed to each job."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from backend.labelstudio.client import LabelStudio
+from backend.prediction import Predictor
+from backend.settings import LearningSettings
+from backend.store import Store
+
+
+@dataclass(frozen=True)
+class Services:
+    """The parts that jobs share; `learning` is what a project without extra params gets."""
+
+    store: Store
+    label_studio: LabelStudio
+    predictor: Predictor
+    learning: LearningSettings
+    reconcile_every: float
+
+
+# RQ calls a job by its dotted name and passes JSON: a job finds the services of its worker here.
+current_services: ContextVar[Services] = ContextVar("current_services")

@@ -1,0 +1,158 @@
+"""Annotations to a published version."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from backend.errors import LabelStudioError
+from backend.jobs.services import Services
+from backend.labelstudio.annotations import Labels, labels_of
+from backend.labelstudio.client import RemoteProject, RemoteTask
+from backend.labelstudio.config import Control, parse_labeling_config
+from backend.prediction import fingerprint, fits, zero_shot_head
+from backend.settings import LearningSettings
+from backend.store.requests import Claim, Kind, Request
+from backend.store.tasks import Task
+from backend.store.versions import ControlHead, Version
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger(__name__)
+
+
+def train(services: Services, claim: Claim) -> None:
+    """Read a project's annotations, train its heads and publish them as a version.
+
+    Does nothing where the version in use already comes from the same labels, config and settings.
+    """
+    store, project_id = services.store, claim.request.project_id
+    project = store.projects.get(project_id)
+    if project is None or not project.connected:
+        return
+    remote = remote_project(services, project_id)
+    if remote is None:
+        return
+    store.projects.set_up(project_id, label_config=remote.label_config)
+    config = parse_labeling_config(remote.label_config)
+    if not config.controls:
+        log.warning("nothing to train project=%d: %s", project_id, config.sentence)
+        return
+    learning = services.learning.overridden_by(project.extra_params)
+
+    # Taken before the labels are read: what changes meanwhile is found by the next comparison.
+    mark = watermark(services, remote)
+    annotated = [task for page in services.label_studio.annotated_tasks(project_id) for task in page]
+    store.tasks.close_all_but(project_id, {task.id for task in annotated if not task.open})
+
+    labelled = {control.name: _Labelled(services, control, annotated) for control in config.controls}
+    labels = {name: of_control.choices for name, of_control in labelled.items()}
+    version = Version(
+        project_id=project_id,
+        number=0,
+        fingerprint=fingerprint(services.predictor.encoder.identity, config, learning, labels),
+        encoder=services.predictor.encoder.identity,
+        query_strategy=learning.query_strategy.value,
+        score=learning.score.value,
+        heads={},
+        annotations=len(annotated),
+    )
+    active = store.versions.active(project_id)
+    if (
+        active is None
+        or active.fingerprint != version.fingerprint
+        or not fits(active, config, version.encoder)
+    ):
+        heads = {name: of_control.head(learning) for name, of_control in labelled.items()}
+        if claim.lost.is_set():
+            return
+        report = {name: of_control.report for name, of_control in labelled.items()}
+        published = store.versions.publish(replace(version, heads=heads, report=report))
+        log.info(
+            "published project=%d version=%s tasks_annotated=%d labels=%s",
+            project_id,
+            published.name,
+            len(annotated),
+            ",".join(f"{name}:{len(of_control)}" for name, of_control in labels.items()),
+        )
+    store.projects.update(project_id, watermark=mark)
+    store.requests.add(Request(project_id, Kind.REFRESH))
+
+
+def remote_project(services: Services, project_id: int) -> RemoteProject | None:
+    """Return Label Studio's view of a project; forgets one that Label Studio no longer has."""
+    try:
+        return services.label_studio.project(project_id)
+    except LabelStudioError as error:
+        if error.label_studio_status != 404:
+            raise
+    services.store.forget(project_id)
+    log.info("project is gone from Label Studio project=%d", project_id)
+    return None
+
+
+def watermark(services: Services, remote: RemoteProject) -> list[Any]:
+    """Return what tells, cheaply, whether annotations or tasks have changed."""
+    return [
+        remote.task_count,
+        remote.annotation_count,
+        services.label_studio.last_change(remote.id),
+    ]
+
+
+class _Labelled:
+    """The labelled set of one control."""
+
+    def __init__(
+        self, services: Services, control: Control, annotated: list[RemoteTask]
+    ) -> None:
+        self._encoder = services.predictor.encoder
+        self._control = control
+        self._labels: Labels = labels_of(control, {task.id: task.annotations for task in annotated})
+        tasks = [Task(task.id, task.data) for task in annotated if task.id in self._labels.values]
+        # By id: the same labels give the same head, in whatever order they are listed.
+        tasks.sort(key=lambda task: task.id or 0)
+        self._ids, self._vectors = services.predictor.vectors_of(tasks, control)
+        self.choices = {task_id: self._labels.values[task_id] for task_id in self._ids}
+
+    def head(self, learning: LearningSettings) -> ControlHead:
+        from backend.learning.head import fit
+
+        zero_shot = zero_shot_head(self._encoder, self._control, learning)
+        if len(self._ids) < learning.min_annotations:
+            return zero_shot
+        device = self._encoder.device
+        head = fit(
+            self._vectors.to(device), self._targets().to(device), zero_shot.head.to(device)
+        )
+        return ControlHead(zero_shot.values, head.to("cpu"))
+
+    @property
+    def report(self) -> dict[str, Any]:
+        per_choice = dict.fromkeys(self._control.values, 0)
+        for chosen in self.choices.values():
+            for value in chosen:
+                per_choice[value] += 1
+        return {
+            "labels": len(self._ids),
+            "per_choice": per_choice,
+            "ties": self._labels.ties,
+            "unknown_choices": self._labels.unknown,
+            "without_picture": len(self._labels.values) - len(self._ids),
+        }
+
+    def _targets(self) -> torch.Tensor:
+        import torch
+
+        column = {value: index for index, value in enumerate(self._control.values)}
+        if not self._control.multiple:
+            chosen = [next(iter(self.choices[task_id])) for task_id in self._ids]
+            return torch.tensor([column[value] for value in chosen], dtype=torch.int64)
+        targets = torch.zeros(len(self._ids), len(column))
+        for row, task_id in enumerate(self._ids):
+            for value in self.choices[task_id]:
+                targets[row, column[value]] = 1
+        return targets
+

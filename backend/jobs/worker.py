@@ -1,0 +1,116 @@
+"""The worker process: RQ's loop, in this process so that CLIP stays loaded, and a clock.
+
+The clock turns requests that are due into jobs. Every worker has one: a request is queued once
+however many there are, and any one of them is enough.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+import redis
+from rq import SimpleWorker
+from rq.serializers import JSONSerializer
+from sqlalchemy.exc import OperationalError
+
+from backend.errors import ClipBackendError
+from backend.jobs.embed import embed, sync
+from backend.jobs.queue import JobQueue, WorkerStatus
+from backend.jobs.reconcile import reconcile
+from backend.jobs.refresh import refresh
+from backend.jobs.services import Services, current_services
+from backend.jobs.train import train
+from backend.store.requests import Claim, Kind, Request
+
+log = logging.getLogger(__name__)
+
+TICK = 0.2
+HEARTBEAT = 5.0
+
+HANDLERS: dict[Kind, Callable[[Services, Claim], None]] = {
+    Kind.TRAIN: train,
+    Kind.REFRESH: refresh,
+    Kind.SYNC: sync,
+    Kind.RECONCILE: reconcile,
+    Kind.EMBED: embed,
+}
+
+
+def perform(project_id: int, kind: str, part: int) -> None:
+    """Do a request; what RQ calls.
+
+    A failure that a user can mend is kept with the request, which is tried again after a pause.
+    Any other is a bug: RQ records it, and the request is tried again all the same.
+    """
+    services = current_services.get()
+    request = Request(project_id, Kind(kind), part)
+    started = time.monotonic()
+    try:
+        with services.store.requests.claimed(request) as claim:
+            if claim is None:
+                return
+            HANDLERS[request.kind](services, claim)
+    except ClipBackendError as error:
+        log.warning("job failed kind=%s project=%d part=%d: %s", kind, project_id, part, error)
+    else:
+        log.debug(
+            "job done kind=%s project=%d part=%d seconds=%.2f",
+            kind,
+            project_id,
+            part,
+            time.monotonic() - started,
+        )
+
+
+def work(services: Services, queue: JobQueue) -> None:
+    """Do jobs until a signal says to stop; finishes the one at hand."""
+    for project in services.store.projects.all():
+        if project.connected:
+            services.store.requests.add(Request(project.id, Kind.RECONCILE))
+    current_services.set(services)
+    worker = SimpleWorker(
+        [queue.queues[kind] for kind in Kind],
+        connection=queue.connection,
+        serializer=JSONSerializer,
+    )
+    status = WorkerStatus(
+        name=worker.name,
+        device=str(services.predictor.encoder.device),
+        encoder=services.predictor.encoder.identity,
+    )
+    stopped = threading.Event()
+    clock = threading.Thread(
+        target=_run_clock, args=(services, queue, status, stopped), name="clock", daemon=True
+    )
+    clock.start()
+    try:
+        worker.work(logging_level="WARNING")
+    finally:
+        stopped.set()
+        clock.join()
+        queue.leave(status)
+
+
+def _run_clock(
+    services: Services, queue: JobQueue, status: WorkerStatus, stopped: threading.Event
+) -> None:
+    beaten_at = float("-inf")
+    away = False
+    while not stopped.wait(TICK):
+        try:
+            if time.monotonic() - beaten_at > HEARTBEAT:
+                queue.beat(status)
+                beaten_at = time.monotonic()
+            for request in services.store.requests.due():
+                queue.enqueue(request)
+        except (redis.RedisError, OperationalError) as error:
+            if not away:
+                log.warning("clock waits for Redis or the database (%s)", type(error).__name__)
+            away = True
+        else:
+            if away:
+                log.info("clock goes on")
+            away = False

@@ -1,0 +1,399 @@
+"""Label Studio's API: the calls that this backend makes, with either kind of token."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import threading
+import time
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import tenacity
+
+from backend.errors import LabelStudioError, LabelStudioUnreachableError, SettingsError
+
+PAGE = 1000
+# Full annotations are a hundred times larger than a task's id and data.
+ANNOTATED_PAGE = 200
+
+# Deleting 10,000 predictions takes Label Studio 26 s, and it may be busy with others' work.
+TIMEOUT = httpx.Timeout(120.0, connect=5.0)
+
+# A refused request that another try cannot mend is not retried.
+_BUSY = frozenset({429, 502, 503, 504})
+_IDEMPOTENT = frozenset({"GET", "PATCH", "PUT", "DELETE"})
+
+# An access token is renewed before it runs out, so that no request meets the end of it.
+_RENEW_BEFORE = 30.0
+
+
+@dataclass(frozen=True)
+class RemoteProject:
+    """A project as Label Studio describes it."""
+
+    id: int
+    title: str
+    label_config: str
+    model_version: str | None
+    sampling: str
+    show_collab_predictions: bool
+    task_count: int
+    annotation_count: int
+
+
+@dataclass(frozen=True)
+class RemoteTask:
+    """A task as Label Studio lists it; `annotations` only where they were asked for."""
+
+    id: int
+    data: Mapping[str, object]
+    is_labeled: bool
+    annotation_count: int
+    annotations: tuple[Mapping[str, object], ...] = ()
+
+    @property
+    def open(self) -> bool:
+        """Whether annotators will still be shown the task."""
+        # A skipped task can count as labelled and still has no annotation.
+        return not self.is_labeled or self.annotation_count == 0
+
+
+@dataclass(frozen=True)
+class RemotePrediction:
+    """Who predicted what task."""
+
+    id: int
+    task: int
+    model_version: str
+
+
+class TokenAuth(httpx.Auth):
+    """Authenticates with a legacy token, or exchanges a personal access token for short ones.
+
+    A personal access token is a JWT that only `/api/token/refresh` takes; what it returns is good
+    for minutes.
+    """
+
+    requires_response_body = True
+
+    def __init__(self, url: str, token: str) -> None:
+        self._refresh_url = f"{url}/api/token/refresh"
+        self._token = token
+        self._is_personal = _expiry(token) is not None
+        self._lock = threading.Lock()
+        self._access = ""
+        self._access_ends = 0.0
+
+    def sync_auth_flow(
+        self, request: httpx.Request
+    ) -> Generator[httpx.Request, httpx.Response, None]:
+        """Add the token; renew an access token that has run out or was revoked, once."""
+        if not self._is_personal:
+            request.headers["Authorization"] = f"Token {self._token}"
+            yield request
+            return
+        if self._needs_renewal():
+            yield from self._renew()
+        sent = self._access
+        request.headers["Authorization"] = f"Bearer {sent}"
+        response = yield request
+        if response.status_code == 401 and sent:
+            yield from self._renew()
+            request.headers["Authorization"] = f"Bearer {self._access}"
+            yield request
+
+    def _needs_renewal(self) -> bool:
+        return time.time() > self._access_ends - _RENEW_BEFORE
+
+    def _renew(self) -> Generator[httpx.Request, httpx.Response, None]:
+        response = yield httpx.Request(
+            "POST", self._refresh_url, json={"refresh": self._token}, extensions={}
+        )
+        response.read()
+        access = ""
+        if response.status_code == 200:
+            try:
+                access = str(response.json()["access"])
+            except (ValueError, KeyError, TypeError):
+                access = ""
+        with self._lock:
+            self._access = access
+            self._access_ends = _expiry(access) or 0.0
+
+
+class LabelStudio:
+    """A client of one Label Studio; safe to share between threads.
+
+    Every call raises LabelStudioUnreachableError after some tries where nobody answers, and
+    LabelStudioError with a sentence where Label Studio refuses.
+    """
+
+    def __init__(self, url: str, token: str) -> None:
+        self.url = url.rstrip("/")
+        if not token.isascii() or any(character.isspace() for character in token):
+            raise SettingsError("LABEL_STUDIO_API_KEY contains characters that no token has")
+        self.auth = TokenAuth(self.url, token)
+        self._client = httpx.Client(auth=self.auth, timeout=TIMEOUT, follow_redirects=False)
+
+    def close(self) -> None:
+        """Close the pooled connections."""
+        self._client.close()
+
+    def version(self) -> str:
+        """Return Label Studio's release."""
+        return str(self._get("/api/version")["release"])
+
+    def user(self) -> str:
+        """Return the email of the token's user."""
+        return str(self._get("/api/current-user/whoami")["email"])
+
+    def project(self, project_id: int) -> RemoteProject:
+        """Return a project; LabelStudioError with `label_studio_status` 404 if there is none."""
+        body = self._get(f"/api/projects/{project_id}")
+        return RemoteProject(
+            id=body["id"],
+            title=body["title"],
+            label_config=body["label_config"],
+            model_version=body["model_version"] or None,
+            sampling=body["sampling"],
+            show_collab_predictions=body["show_collab_predictions"],
+            task_count=body["task_number"] or 0,
+            annotation_count=body["total_annotations_number"] or 0,
+        )
+
+    def update_project(self, project_id: int, **values: Any) -> None:
+        """Set fields of a project."""
+        self._call("PATCH", f"/api/projects/{project_id}", json=values)
+
+    def tasks(self, project_id: int) -> Iterator[list[RemoteTask]]:
+        """Yield all tasks with their data, in pages."""
+        yield from self._task_pages(
+            {
+                "project": project_id,
+                "page_size": PAGE,
+                "fields": "task_only",
+                "include": "id,data,is_labeled,total_annotations",
+            }
+        )
+
+    def annotated_tasks(self, project_id: int) -> Iterator[list[RemoteTask]]:
+        """Yield the tasks that have an annotation, with all their annotations, in pages."""
+        annotated = {
+            "conjunction": "and",
+            "items": [
+                {
+                    "filter": "filter:tasks:total_annotations",
+                    "operator": "greater",
+                    "type": "Number",
+                    "value": 0,
+                }
+            ],
+        }
+        yield from self._task_pages(
+            {
+                "project": project_id,
+                "page_size": ANNOTATED_PAGE,
+                "fields": "all",
+                "query": json.dumps({"filters": annotated}),
+            }
+        )
+
+    def task(self, task_id: int) -> RemoteTask:
+        """Return one task without its annotations."""
+        return _task(self._get(f"/api/tasks/{task_id}"))
+
+    def last_change(self, project_id: int) -> str | None:
+        """Return when a task was last annotated, changed or added; None without tasks."""
+        body = self._get(
+            "/api/tasks",
+            project=project_id,
+            page_size=1,
+            fields="task_only",
+            include="id,updated_at",
+            query=json.dumps({"ordering": ["-tasks:updated_at"]}),
+        )
+        return str(body["tasks"][0]["updated_at"]) if body["tasks"] else None
+
+    def import_predictions(
+        self, project_id: int, predictions: Sequence[Mapping[str, object]]
+    ) -> None:
+        """Add predictions (`task`, `result`, `score`, `model_version`) in one request."""
+        self._call("POST", f"/api/projects/{project_id}/import/predictions", json=list(predictions))
+
+    def prediction_counts(self, project_id: int) -> dict[str, int]:
+        """Return the number of predictions by model version."""
+        body = self._get(f"/api/projects/{project_id}/model-versions")
+        return {str(version): int(count) for version, count in body.items()}
+
+    def delete_model_version(self, project_id: int, model_version: str) -> None:
+        """Remove all predictions of a model version."""
+        self._call(
+            "DELETE",
+            f"/api/projects/{project_id}/model-versions/",
+            json={"model_version": model_version},
+        )
+
+    def predictions(self, project_id: int) -> list[RemotePrediction]:
+        """Return all predictions of a project, without their results."""
+        return [
+            RemotePrediction(item["id"], item["task"], item["model_version"] or "")
+            for item in self._get("/api/predictions", project=project_id)
+        ]
+
+    def delete_prediction(self, prediction_id: int) -> None:
+        """Remove one prediction."""
+        self._call("DELETE", f"/api/predictions/{prediction_id}/")
+
+    def ml_backends(self, project_id: int) -> list[dict[str, Any]]:
+        """Return the ML backends of a project."""
+        return list(self._get("/api/ml", project=project_id))
+
+    def add_ml_backend(self, **values: Any) -> dict[str, Any]:
+        """Connect an ML backend; Label Studio calls its `/health` and `/setup` meanwhile."""
+        return dict(self._call("POST", "/api/ml", json=values))
+
+    def update_ml_backend(self, backend_id: int, **values: Any) -> None:
+        """Set fields of an ML backend."""
+        self._call("PATCH", f"/api/ml/{backend_id}", json=values)
+
+    def remove_ml_backend(self, backend_id: int) -> None:
+        """Disconnect an ML backend."""
+        self._call("DELETE", f"/api/ml/{backend_id}")
+
+    def webhooks(self, project_id: int) -> list[dict[str, Any]]:
+        """Return the webhooks of a project."""
+        return list(self._get("/api/webhooks/", project=project_id))
+
+    def add_webhook(self, **values: Any) -> dict[str, Any]:
+        """Add a webhook."""
+        return dict(self._call("POST", "/api/webhooks/", json=values))
+
+    def update_webhook(self, webhook_id: int, **values: Any) -> None:
+        """Set fields of a webhook."""
+        self._call("PATCH", f"/api/webhooks/{webhook_id}/", json=values)
+
+    def remove_webhook(self, webhook_id: int) -> None:
+        """Remove a webhook."""
+        self._call("DELETE", f"/api/webhooks/{webhook_id}/")
+
+    def views(self, project_id: int) -> list[dict[str, Any]]:
+        """Return the Data Manager's views of a project."""
+        return list(self._get("/api/dm/views", project=project_id))
+
+    def add_view(self, project_id: int, data: Mapping[str, object]) -> dict[str, Any]:
+        """Add a view to the Data Manager."""
+        return dict(
+            self._call("POST", "/api/dm/views", json={"project": project_id, "data": dict(data)})
+        )
+
+    def remove_view(self, view_id: int) -> None:
+        """Remove a view from the Data Manager."""
+        self._call("DELETE", f"/api/dm/views/{view_id}")
+
+    def _task_pages(self, query: Mapping[str, str | int]) -> Iterator[list[RemoteTask]]:
+        page, seen = 1, 0
+        while True:
+            try:
+                body = self._get("/api/tasks", **query, page=page)
+            except LabelStudioError as error:
+                # Tasks that are deleted while they are listed shorten the list.
+                if page > 1 and error.label_studio_status == 404:
+                    return
+                raise
+            tasks = [_task(item) for item in body["tasks"]]
+            if tasks:
+                yield tasks
+            seen += len(tasks)
+            if not tasks or seen >= body["total"]:
+                return
+            page += 1
+
+    def _get(self, path: str, **query: str | int) -> Any:
+        return self._call("GET", path, params=query)
+
+    def _call(self, method: str, path: str, **arguments: Any) -> Any:
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(
+                lambda error: (
+                    isinstance(error, LabelStudioUnreachableError)
+                    and (method in _IDEMPOTENT or isinstance(error.__cause__, httpx.ConnectError))
+                )
+            ),
+            stop=tenacity.stop_after_attempt(4),
+            wait=tenacity.wait_random_exponential(multiplier=0.25, max=5),
+            reraise=True,
+        )
+        return retrying(self._call_once, method, path, arguments)
+
+    def _call_once(self, method: str, path: str, arguments: dict[str, Any]) -> Any:
+        try:
+            response = self._client.request(method, self.url + path, **arguments)
+        except httpx.HTTPError as error:
+            raise LabelStudioUnreachableError(
+                f"Label Studio does not answer at {self.url} ({type(error).__name__}): "
+                "check LABEL_STUDIO_URL and whether it runs"
+            ) from error
+        status = response.status_code
+        if status in _BUSY:
+            raise LabelStudioUnreachableError(
+                f"Label Studio is busy: {method} {path} answered {status}",
+                label_studio_status=status,
+            )
+        if status in (401, 403):
+            raise LabelStudioError(
+                f"Label Studio refuses the token for {method} {path} ({status}"
+                f"{_detail(response)}): check LABEL_STUDIO_API_KEY, whether its kind of token is "
+                "enabled in Label Studio (Organization > API Tokens), and its user's rights",
+                label_studio_status=status,
+            )
+        if not response.is_success:
+            raise LabelStudioError(
+                f"Label Studio answered {method} {path} with {status}{_detail(response)}",
+                label_studio_status=status,
+            )
+        if not response.content:
+            return None
+        try:
+            return response.json()
+        except ValueError:
+            raise LabelStudioError(
+                f"{self.url} does not answer like Label Studio: check LABEL_STUDIO_URL"
+            ) from None
+
+
+def _task(item: Mapping[str, Any]) -> RemoteTask:
+    return RemoteTask(
+        id=item["id"],
+        data=item["data"],
+        is_labeled=bool(item["is_labeled"]),
+        annotation_count=item["total_annotations"] or 0,
+        annotations=tuple(item.get("annotations") or ()),
+    )
+
+
+def _detail(response: httpx.Response) -> str:
+    try:
+        body = response.json()
+    except ValueError:
+        return ""
+    if not isinstance(body, dict):
+        return f": {json.dumps(body)[:300]}"
+    detail = body.get("validation_errors") or body.get("detail")
+    return f": {detail if isinstance(detail, str) else json.dumps(detail)}"[:600] if detail else ""
+
+
+def _expiry(token: str) -> float | None:
+    """Return when a JWT runs out (Unix time); None for what is not a JWT."""
+    parts = token.split(".")
+    if len(parts) != 3:
+        return None
+    try:
+        padded = parts[1] + "=" * (-len(parts[1]) % 4)
+        claims = json.loads(base64.urlsafe_b64decode(padded))
+        return float(claims["exp"])
+    except (binascii.Error, ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,369 @@
+"""Tasks in, predictions out: the one path that both /predict and refresh take."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from backend.clip.prompts import NEUTRAL, prompts
+from backend.errors import ImageError, TaskError
+from backend.labelstudio.config import Control, LabelingConfig, image_source
+from backend.labelstudio.images import ImageFetcher, ImageLimits, decode
+from backend.settings import LearningSettings, Score
+from backend.store.embeddings import Embeddings, Failure, Vector
+from backend.store.tasks import Task
+from backend.store.versions import ControlHead, Version
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+
+    from backend.clip.encoder import Encoder
+
+# Bounds the memory of one pass; several batches of the encoder.
+TASKS_AT_ONCE = 1000
+PICTURES_AT_ONCE = 64
+
+# A broken picture may be replaced under its address, but not every minute.
+BROKEN_FOR = 3600.0
+UNREACHABLE_FOR = 30.0
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What is predicted of one task, in Label Studio's terms; `score` is in [0, 1]."""
+
+    task_id: int | None
+    result: list[dict[str, object]]
+    score: float
+    model_version: str
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """Where a picture comes from; `located` is its identity, whatever task refers to it."""
+
+    source: str
+    task_id: int | None
+    located: str
+
+
+class Predictor:
+    """Turns tasks into predictions, with embeddings from the store as far as it has them."""
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        embeddings: Embeddings,
+        images: ImageFetcher,
+        limits: ImageLimits,
+    ) -> None:
+        self.encoder = encoder
+        self._embeddings = embeddings
+        self._images = images
+        self._limits = limits
+
+    def predict(
+        self, tasks: Sequence[Task], config: LabelingConfig, version: Version, *, fetch: bool = True
+    ) -> list[Prediction | TaskError]:
+        """Return a prediction, or why there is none, for each task, in the tasks' order.
+
+        With `fetch` False only pictures that the store has an embedding of are predicted.
+        """
+        predictions: list[Prediction | TaskError] = []
+        for some in _chunks(tasks, TASKS_AT_ONCE):
+            predictions += self._predict(some, config, version, fetch=fetch)
+        return predictions
+
+    def embed(self, tasks: Iterable[Task], config: LabelingConfig) -> int:
+        """Make sure that the store has the tasks' pictures; return how many could not be had."""
+        pictures = {}
+        for task in tasks:
+            for control in config.controls:
+                picture = self._picture(control, task)
+                if isinstance(picture, _Picture):
+                    pictures[picture.located] = picture
+        outcome = self._vectors(pictures.values(), fetch=True)
+        return sum(isinstance(found, Failure) for found in outcome.values())
+
+    def missing(self, tasks: Sequence[Task], config: LabelingConfig) -> list[int]:
+        """Return the ids of the tasks with a picture that nobody has tried to embed lately."""
+        by_task = {
+            task.id: [
+                picture.located
+                for control in config.controls
+                if isinstance(picture := self._picture(control, task), _Picture)
+            ]
+            for task in tasks
+            if task.id is not None
+        }
+        known = self._embeddings.find(
+            self.encoder.identity, {source for sources in by_task.values() for source in sources}
+        )
+        return [
+            task_id
+            for task_id, sources in by_task.items()
+            if any(source not in known for source in sources)
+        ]
+
+    def vectors_of(
+        self, tasks: Sequence[Task], control: Control
+    ) -> tuple[list[int], torch.Tensor]:
+        """Return the ids of the tasks whose picture can be had, and its unit vectors [N, D]."""
+        import torch
+
+        pictures = {
+            task.id: picture
+            for task in tasks
+            if task.id is not None and isinstance(picture := self._picture(control, task), _Picture)
+        }
+        found = self._vectors(pictures.values(), fetch=True)
+        ids, rows = [], []
+        for task_id, picture in pictures.items():
+            vector = found.get(picture.located)
+            if isinstance(vector, np.ndarray):
+                ids.append(task_id)
+                rows.append(vector)
+        return ids, torch.from_numpy(np.stack(rows)) if rows else torch.empty(0, 0)
+
+    def zero_shot(
+        self, project_id: int, config: LabelingConfig, learning: LearningSettings
+    ) -> Version:
+        """Return a version that knows the choices by their names alone."""
+        return Version(
+            project_id=project_id,
+            number=0,
+            fingerprint=fingerprint(self.encoder.identity, config, learning),
+            encoder=self.encoder.identity,
+            query_strategy=learning.query_strategy.value,
+            score=learning.score.value,
+            heads={
+                control.name: zero_shot_head(self.encoder, control, learning)
+                for control in config.controls
+            },
+        )
+
+    def _predict(
+        self, tasks: Sequence[Task], config: LabelingConfig, version: Version, *, fetch: bool
+    ) -> list[Prediction | TaskError]:
+        import torch
+
+        from backend.learning.strategies import STRATEGIES, combine
+
+        pictures = [[self._picture(control, task) for control in config.controls] for task in tasks]
+        found = self._vectors(
+            {
+                picture.located: picture
+                for of_task in pictures
+                for picture in of_task
+                if isinstance(picture, _Picture)
+            }.values(),
+            fetch=fetch,
+        )
+        outcome: list[Prediction | TaskError] = []
+        usable: list[int] = []
+        vectors: list[list[Vector]] = []
+        for index, of_task in enumerate(pictures):
+            got = [_vector(picture, found) for picture in of_task]
+            error = next((item for item in got if isinstance(item, TaskError)), None)
+            outcome.append(error or TaskError("the labeling config has nothing to predict"))
+            if error is None and got:
+                usable.append(index)
+                vectors.append([item for item in got if not isinstance(item, TaskError)])
+        if not usable:
+            return outcome
+
+        keys = [f"{tasks[index].id}:{version.name}" for index in usable]
+        results: list[list[dict[str, object]]] = [[] for _ in usable]
+        uncertainties = []
+        for column, control in enumerate(config.controls):
+            control_head = version.heads[control.name]
+            batch = torch.from_numpy(np.stack([row[column] for row in vectors]))
+            probabilities = control_head.head.probabilities(batch)
+            measure = STRATEGIES[version.query_strategy]
+            uncertainties.append(measure(probabilities, multiple=control.multiple, keys=keys))
+            for result, row in zip(results, probabilities.numpy(), strict=True):
+                result.extend(_result(control, control_head.values, row))
+        uncertainty = combine(uncertainties)
+        confident = version.score == Score.CONFIDENCE.value
+        scores = (1 - uncertainty if confident else uncertainty).tolist()
+        for index, result, score in zip(usable, results, scores, strict=True):
+            outcome[index] = Prediction(tasks[index].id, result, round(score, 6), version.name)
+        return outcome
+
+    def _picture(self, control: Control, task: Task) -> _Picture | TaskError:
+        try:
+            source = image_source(control, task.data)
+            return _Picture(source, task.id, self._images.locate(source))
+        except TaskError as error:
+            return error
+
+    def _vectors(
+        self, pictures: Iterable[_Picture], *, fetch: bool
+    ) -> dict[str, Vector | Failure]:
+        """Return the unit vectors by location; encode and store those that are not known."""
+        wanted = {picture.located: picture for picture in pictures}
+        found = self._embeddings.find(self.encoder.identity, wanted)
+        if fetch:
+            missing = [picture for located, picture in wanted.items() if located not in found]
+            fetched = zip(
+                missing,
+                self._images.fetch_all((picture.source, picture.task_id) for picture in missing),
+                strict=True,
+            )
+            while some := list(islice(fetched, PICTURES_AT_ONCE)):
+                found |= self._encode(some)
+        return found
+
+    def _encode(
+        self, fetched: Sequence[tuple[_Picture, bytes | ImageError]]
+    ) -> dict[str, Vector | Failure]:
+        contents: dict[str, str] = {}
+        bodies: dict[str, bytes] = {}
+        failures: dict[str, Failure] = {}
+        for picture, body in fetched:
+            if isinstance(body, ImageError):
+                failures[picture.located] = _failure(body)
+            else:
+                digest = sha256(body).hexdigest()
+                contents[picture.located] = digest
+                bodies[digest] = body
+        known = self._embeddings.find_by_content(self.encoder.identity, bodies)
+        images: dict[str, Image] = {}
+        broken: dict[str, Failure] = {}
+        for digest, body in bodies.items():
+            if digest in known:
+                continue
+            try:
+                images[digest] = decode(body, self._limits)
+            except ImageError as error:
+                broken[digest] = _failure(error)
+        vectors = (
+            dict(zip(images, self.encoder.encode_images(list(images.values())), strict=True))
+            if images
+            else {}
+        )
+        for located, digest in list(contents.items()):
+            if digest in broken:
+                failures[located] = broken[digest]
+                del contents[located]
+        self._embeddings.save(self.encoder.identity, contents, vectors, failures)
+        # Read back: what is predicted now and what is predicted from the store later are the
+        # same, to the last bit.
+        return failures | self._embeddings.find(self.encoder.identity, contents)
+
+
+def zero_shot_head(
+    encoder: Encoder, control: Control, learning: LearningSettings
+) -> ControlHead:
+    """Return the head of a control's choices from their names alone."""
+    import torch
+
+    from backend.learning.head import zero_shot
+
+    wordings = [_wordings(choice.value, choice.names, learning) for choice in control.choices]
+    flat = encoder.encode_texts([text for texts in wordings for text in texts])
+    rows, start = [], 0
+    for texts in wordings:
+        rows.append(flat[start : start + len(texts)].mean(axis=0))
+        start += len(texts)
+    text = torch.nn.functional.normalize(torch.from_numpy(np.stack(rows)), dim=-1)
+    neutral = None
+    if control.multiple:
+        mean = torch.from_numpy(encoder.encode_texts(NEUTRAL).mean(axis=0))
+        neutral = torch.nn.functional.normalize(mean, dim=-1)
+    return ControlHead(control.values, zero_shot(text, encoder.logit_scale, neutral=neutral))
+
+
+def fingerprint(
+    encoder: str,
+    config: LabelingConfig,
+    learning: LearningSettings,
+    labels: Mapping[str, Mapping[int, frozenset[str]]] | None = None,
+) -> str:
+    """Return a digest of everything that a version depends on.
+
+    `labels` are the choices by control and task. Equal fingerprints mean equal predictions.
+    """
+    facts = {
+        "encoder": encoder,
+        "controls": [
+            [
+                control.name,
+                control.to_name,
+                control.image,
+                control.multiple,
+                [[choice.value, *choice.names] for choice in control.choices],
+            ]
+            for control in config.controls
+        ],
+        "learning": learning.model_dump(mode="json", exclude={"retrain_delay"}),
+        "labels": {
+            control: [[task_id, sorted(of_control[task_id])] for task_id in sorted(of_control)]
+            for control, of_control in (labels or {}).items()
+        },
+    }
+    return sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def fits(version: Version, config: LabelingConfig, encoder: str) -> bool:
+    """Tell whether a version can predict what a labeling config asks for."""
+    return version.encoder == encoder and all(
+        control.name in version.heads
+        and version.heads[control.name].values == control.values
+        and version.heads[control.name].head.multiple == control.multiple
+        for control in config.controls
+    )
+
+
+def _wordings(value: str, names: Sequence[str], learning: LearningSettings) -> list[str]:
+    for name in (value, *names):
+        if name in learning.prompts:
+            return learning.prompts[name]
+    return prompts(names)
+
+
+def _result(control: Control, values: Sequence[str], probabilities: Vector) -> list[dict[str, object]]:
+    if control.multiple:
+        chosen = [index for index in range(len(values)) if probabilities[index] >= 0.5]
+        certainty = float(probabilities[chosen].min()) if chosen else 0.0
+    else:
+        chosen = [int(probabilities.argmax())]
+        certainty = float(probabilities[chosen[0]])
+    if not chosen:
+        return []
+    return [
+        {
+            "from_name": control.name,
+            "to_name": control.to_name,
+            "type": "choices",
+            "value": {"choices": [values[index] for index in chosen]},
+            "score": round(certainty, 6),
+        }
+    ]
+
+
+def _vector(
+    picture: _Picture | TaskError, found: Mapping[str, Vector | Failure]
+) -> Vector | TaskError:
+    if isinstance(picture, TaskError):
+        return picture
+    vector = found.get(picture.located)
+    if vector is None:
+        return TaskError("the picture is not embedded yet")
+    return TaskError(vector.message) if isinstance(vector, Failure) else vector
+
+
+def _failure(error: ImageError) -> Failure:
+    return Failure(str(error), time.time() + (BROKEN_FOR if error.permanent else UNREACHABLE_FOR))
+
+
+def _chunks(tasks: Sequence[Task], size: int) -> Iterable[Sequence[Task]]:
+    return (tasks[start : start + size] for start in range(0, len(tasks), size))

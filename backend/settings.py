@@ -1,0 +1,272 @@
+"""Every environment variable, validated in one place."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from enum import Enum
+from hashlib import sha256
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from backend.errors import RequestError, SettingsError
+
+# The longest path that a Unix socket can have is 107 bytes on Linux and 103 on macOS.
+LONGEST_SOCKET_PATH = 100
+
+
+class QueryStrategy(str, Enum):
+    """How the uncertainty of a task is measured."""
+
+    MARGIN = "margin"
+    ENTROPY = "entropy"
+    LEAST = "least"
+    RANDOM = "random"
+
+
+class Score(str, Enum):
+    """What a prediction's `score` in Label Studio means."""
+
+    CONFIDENCE = "confidence"
+    UNCERTAINTY = "uncertainty"
+
+
+class LearningSettings(BaseModel):
+    """The settings that a project can override in Label Studio's extra params."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    query_strategy: QueryStrategy
+    score: Score
+    retrain_delay: Annotated[float, Field(ge=0, le=3600)]
+    min_annotations: Annotated[int, Field(ge=1, le=1_000_000)]
+    prompts: dict[str, Annotated[list[str], Field(min_length=1, max_length=1000)]] = {}
+
+    def overridden_by(self, extra_params: object) -> LearningSettings:
+        """Return these settings with a project's extra params on top.
+
+        Raises RequestError where a key is unknown or a value is wrong.
+        """
+        if extra_params in (None, "", {}):
+            return self
+        try:
+            if isinstance(extra_params, str):
+                overrides = _ExtraParams.model_validate_json(extra_params)
+            else:
+                overrides = _ExtraParams.model_validate(extra_params)
+        except ValidationError as error:
+            known = ", ".join(_ExtraParams.model_fields)
+            raise RequestError(
+                f"extra params: {_first_problem(error)}. Known keys: {known}"
+            ) from None
+        return LearningSettings.model_validate(
+            self.model_dump() | overrides.model_dump(exclude_unset=True)
+        )
+
+
+class _ExtraParams(BaseModel):
+    """The JSON that a user types into Label Studio's "extra params"."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    query_strategy: QueryStrategy = QueryStrategy.MARGIN
+    score: Score = Score.CONFIDENCE
+    retrain_delay: Annotated[float, Field(ge=0, le=3600)] = 0
+    min_annotations: Annotated[int, Field(ge=1, le=1_000_000)] = 1
+    prompts: dict[str, Annotated[list[str], Field(min_length=1, max_length=1000)]] = {}
+
+
+class Settings(BaseSettings):
+    """What the environment says; `Settings.read()` turns its errors into sentences."""
+
+    model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore", frozen=True)
+
+    label_studio_url: str | None = Field(
+        None, description="Address of Label Studio as seen from here, such as `http://localhost:8080`"
+    )
+    label_studio_api_key: SecretStr | None = Field(
+        None,
+        description="Label Studio token of a user who may change the project: "
+        "a legacy token or a personal access token",
+    )
+    backend_url: str | None = Field(
+        None,
+        description="Address of this backend as seen from Label Studio; "
+        "default of `connect --backend-url`",
+    )
+    clip_model: str = Field(
+        "ViT-B-32-256", description="open_clip architecture; `tiny` is the small one shipped here"
+    )
+    clip_pretrained: str | None = Field(
+        None,
+        description="open_clip weights tag or a path to weights; `datacomp_s34b_b86k` for the "
+        "default model, the shipped weights for `tiny`",
+    )
+    device: str = Field("auto", description="`auto`, `cpu`, `cuda`, `cuda:1`, `mps`")
+    precision: str = Field(
+        "auto",
+        description="`auto`, `float32`, `bfloat16`, `float16`; "
+        "auto is bfloat16 where the hardware computes in it",
+    )
+    redis_url: str | None = Field(
+        None,
+        description="Redis of the job queue; unset: the one that `up` starts on a socket in "
+        "`DATA_DIR`",
+    )
+    database_url: str | None = Field(
+        None,
+        description="SQLAlchemy URL such as `postgresql+psycopg://user:password@host/name`; "
+        "unset: SQLite in `DATA_DIR`",
+    )
+    data_dir: Path = Field(
+        Path("data"), description="Folder of the SQLite file and the embedded Redis's socket"
+    )
+    basic_auth_user: str | None = Field(
+        None, description="With `BASIC_AUTH_PASS`: asked of every request but `/` and `/health`"
+    )
+    basic_auth_pass: SecretStr | None = Field(None, description="See `BASIC_AUTH_USER`")
+    webhook_secret: SecretStr | None = Field(
+        None,
+        description="Secret that webhooks must carry; unset: `connect` makes one for each project",
+    )
+    query_strategy: QueryStrategy = Field(
+        QueryStrategy.MARGIN, description="`margin`, `entropy`, `least` or `random`"
+    )
+    score: Score = Field(
+        Score.CONFIDENCE,
+        description="What a prediction's score is: `confidence` (Label Studio's queue serves the "
+        "lowest first) or `uncertainty`",
+    )
+    retrain_delay: float = Field(
+        2.0,
+        ge=0,
+        le=3600,
+        description="Seconds from the last annotation to a training; never more than five times "
+        "that from the first",
+    )
+    min_annotations: int = Field(
+        1, ge=1, le=1_000_000, description="Labels of a control from which on its head is trained"
+    )
+    reconcile_every: float = Field(
+        60.0, ge=1, le=86_400, description="Seconds between two comparisons with Label Studio"
+    )
+    host: str = Field("0.0.0.0", description="Address that the API listens on")  # noqa: S104
+    port: int = Field(9090, ge=1, le=65_535, description="Port that the API listens on")
+    threads: int = Field(16, ge=2, le=512, description="Threads that answer requests")
+    log_level: str = Field("INFO", description="`DEBUG`, `INFO`, `WARNING` or `ERROR`")
+    image_max_bytes: int = Field(
+        50_000_000, ge=1_000, description="Largest picture file, in bytes"
+    )
+    image_max_pixels: int = Field(
+        100_000_000, ge=1_000, description="Largest picture, in pixels"
+    )
+    image_timeout: float = Field(
+        30.0, gt=0, le=600, description="Seconds that one picture may take to fetch"
+    )
+    image_connections: int = Field(
+        16, ge=1, le=256, description="Pictures that are fetched at the same time"
+    )
+
+    @field_validator("label_studio_url", "backend_url")
+    @classmethod
+    def _is_web_address(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("must be an address such as http://localhost:8080")
+        if parts.username or parts.password:
+            raise ValueError("must not contain credentials; use LABEL_STUDIO_API_KEY")
+        return value.rstrip("/")
+
+    @field_validator("precision")
+    @classmethod
+    def _is_precision(cls, value: str) -> str:
+        if value not in ("auto", "float32", "bfloat16", "float16"):
+            raise ValueError("must be auto, float32, bfloat16 or float16")
+        return value
+
+    @field_validator("log_level")
+    @classmethod
+    def _is_log_level(cls, value: str) -> str:
+        if value.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
+            raise ValueError("must be DEBUG, INFO, WARNING or ERROR")
+        return value.upper()
+
+    @classmethod
+    def read(cls, **overrides: Any) -> Settings:
+        """Read the environment; `overrides` come from a command line.
+
+        Raises SettingsError that names the first wrong variable.
+        """
+        try:
+            settings = cls(**overrides)
+        except ValidationError as error:
+            raise SettingsError(_first_problem(error, upper=True)) from None
+        if (settings.basic_auth_user is None) != (settings.basic_auth_pass is None):
+            raise SettingsError("Set both BASIC_AUTH_USER and BASIC_AUTH_PASS, or neither")
+        return settings
+
+    @property
+    def learning(self) -> LearningSettings:
+        """The learning settings of a project without extra params."""
+        return LearningSettings(
+            query_strategy=self.query_strategy,
+            score=self.score,
+            retrain_delay=self.retrain_delay,
+            min_annotations=self.min_annotations,
+        )
+
+    @property
+    def requires_auth(self) -> bool:
+        """Whether webhooks must prove where they come from."""
+        return self.basic_auth_user is not None or self.webhook_secret is not None
+
+    @property
+    def database(self) -> str:
+        """SQLAlchemy URL of the database."""
+        if self.database_url is not None:
+            return self.database_url
+        return f"sqlite:///{self.data_dir.absolute() / 'clip-backend.sqlite3'}"
+
+    @property
+    def redis_socket(self) -> Path:
+        """Socket of the embedded Redis."""
+        socket = self.data_dir.absolute() / "redis.sock"
+        if len(os.fsencode(socket)) <= LONGEST_SOCKET_PATH:
+            return socket
+        digest = sha256(os.fsencode(socket)).hexdigest()[:16]
+        return Path(tempfile.gettempdir()) / f"clip-backend-{digest}" / "redis.sock"
+
+    @property
+    def redis(self) -> str:
+        """URL of the job queue's Redis."""
+        return self.redis_url if self.redis_url is not None else f"unix://{self.redis_socket}"
+
+    def label_studio(self) -> tuple[str, str]:
+        """Return Label Studio's address and token; raises SettingsError if one is unset."""
+        if self.label_studio_url is None:
+            raise SettingsError(
+                "LABEL_STUDIO_URL is not set: the address of Label Studio, "
+                "such as http://localhost:8080"
+            )
+        if self.label_studio_api_key is None:
+            raise SettingsError(
+                "LABEL_STUDIO_API_KEY is not set: copy a token from Label Studio, "
+                "Account & Settings > Access Token"
+            )
+        return self.label_studio_url, self.label_studio_api_key.get_secret_value()
+
+
+def _first_problem(error: ValidationError, *, upper: bool = False) -> str:
+    # The rejected value stays out of the message: it may be a secret.
+    problem = error.errors(include_input=False, include_url=False, include_context=False)[0]
+    name = ".".join(str(part) for part in problem["loc"])
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "extra_forbidden":
+        message = "is not known"
+    return f"{name.upper() if upper else name}: {message}" if name else message

@@ -1,0 +1,48 @@
+"""The database: projects, tasks, embeddings, versions, and what is wanted of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from backend.store.embeddings import Embeddings
+from backend.store.projects import Projects
+from backend.store.requests import Requests
+from backend.store.schema import Database
+from backend.store.tasks import Tasks
+from backend.store.versions import Versions
+
+
+@dataclass(frozen=True)
+class Store:
+    """The tables of one database."""
+
+    database: Database
+    projects: Projects
+    tasks: Tasks
+    embeddings: Embeddings
+    versions: Versions
+    requests: Requests
+
+    @classmethod
+    def open(cls, url: str) -> Store:
+        """Open a database and create what tables it lacks."""
+        database = Database(url)
+        return cls(
+            database,
+            Projects(database),
+            Tasks(database),
+            Embeddings(database),
+            Versions(database),
+            Requests(database),
+        )
+
+    def forget(self, project_id: int) -> None:
+        """Drop everything about a project but its embeddings, which others may share."""
+        self.requests.forget(project_id)
+        self.tasks.forget(project_id)
+        self.versions.forget(project_id)
+        self.projects.forget(project_id)
+
+    def close(self) -> None:
+        """Close the database."""
+        self.database.close()

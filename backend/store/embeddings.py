@@ -1,0 +1,148 @@
+"""Embeddings by encoder and picture: each picture is encoded once, whoever asks.
+
+A picture is known by its source (where it is fetched from) and by its content (a digest of its
+bytes), so that the same picture under two addresses is encoded once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from itertools import islice
+
+import numpy as np
+import sqlalchemy as sa
+from numpy.typing import NDArray
+
+from backend.store.schema import Database, embeddings, images
+
+# Stays below SQLite's and PostgreSQL's limits on parameters of one statement.
+CHUNK = 1000
+
+# float16 keeps a unit vector's cosines to within 1e-3 at a quarter of float64's size.
+STORED = np.dtype("<f2")
+
+Vector = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A picture that could not be had; until `retry_at` (Unix time) nobody tries again."""
+
+    message: str
+    retry_at: float
+
+
+class Embeddings:
+    """The tables of pictures and their embeddings."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def find(self, encoder: str, sources: Iterable[str]) -> dict[str, Vector | Failure]:
+        """Return what is known of `sources`: unit vectors [D] float32, or recent failures."""
+        by_digest = {_digest(source): source for source in sources}
+        found: dict[str, Vector | Failure] = {}
+        now = time.time()
+        query = sa.select(
+            images.c.source, images.c.error, images.c.retry_at, embeddings.c.vector
+        ).select_from(
+            images.outerjoin(
+                embeddings,
+                sa.and_(
+                    embeddings.c.content == images.c.content, embeddings.c.encoder == encoder
+                ),
+            )
+        )
+        with self._database.read() as connection:
+            for digests in _chunks(list(by_digest)):
+                for digest, error, retry_at, vector in connection.execute(
+                    query.where(images.c.source.in_(digests))
+                ):
+                    if vector is not None:
+                        found[by_digest[digest]] = np.frombuffer(vector, STORED).astype(np.float32)
+                    elif error is not None and retry_at > now:
+                        found[by_digest[digest]] = Failure(error, retry_at)
+        return found
+
+    def find_by_content(self, encoder: str, contents: Iterable[str]) -> set[str]:
+        """Return those digests of picture bytes that have an embedding."""
+        known: set[str] = set()
+        with self._database.read() as connection:
+            for chunk in _chunks(list(contents)):
+                known.update(
+                    connection.scalars(
+                        sa.select(embeddings.c.content).where(
+                            embeddings.c.encoder == encoder, embeddings.c.content.in_(chunk)
+                        )
+                    )
+                )
+        return known
+
+    def save(
+        self,
+        encoder: str,
+        contents: Mapping[str, str],
+        vectors: Mapping[str, Vector],
+        failures: Mapping[str, Failure],
+    ) -> None:
+        """Keep the outcome of one batch.
+
+        `contents` maps sources to digests of their bytes, `vectors` digests to unit vectors [D],
+        `failures` sources to why they could not be had.
+        """
+        image_rows: list[dict[str, object]] = [
+            {"source": _digest(source), "content": content, "error": None, "retry_at": None}
+            for source, content in contents.items()
+        ] + [
+            {
+                "source": _digest(source),
+                "content": None,
+                "error": failure.message,
+                "retry_at": failure.retry_at,
+            }
+            for source, failure in failures.items()
+        ]
+        vector_rows = [
+            {"encoder": encoder, "content": content, "vector": vector.astype(STORED).tobytes()}
+            for content, vector in vectors.items()
+        ]
+        insert_image = self._database.insert(images)
+        with self._database.write() as connection:
+            if vector_rows:
+                connection.execute(
+                    self._database.insert(embeddings).on_conflict_do_nothing(), vector_rows
+                )
+            if image_rows:
+                connection.execute(
+                    insert_image.on_conflict_do_update(
+                        index_elements=["source"],
+                        set_={
+                            "content": insert_image.excluded.content,
+                            "error": insert_image.excluded.error,
+                            "retry_at": insert_image.excluded.retry_at,
+                        },
+                    ),
+                    # Two workers that save the same pictures lock the rows in one order.
+                    sorted(image_rows, key=lambda row: str(row["source"])),
+                )
+
+    def count(self, encoder: str | None = None) -> int:
+        """Return the number of embeddings, of one encoder or of all."""
+        query = sa.select(sa.func.count()).select_from(embeddings)
+        if encoder is not None:
+            query = query.where(embeddings.c.encoder == encoder)
+        with self._database.read() as connection:
+            return connection.execute(query).scalar_one()
+
+
+def _digest(source: str) -> str:
+    return sha256(source.encode(errors="surrogatepass")).hexdigest()
+
+
+def _chunks(items: Sequence[str]) -> Iterable[list[str]]:
+    iterator = iter(items)
+    while chunk := list(islice(iterator, CHUNK)):
+        yield chunk

@@ -1,0 +1,96 @@
+"""The projects that this backend serves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import sqlalchemy as sa
+
+from backend.store.schema import Database, projects
+
+
+@dataclass(frozen=True)
+class Project:
+    """What is known of one of Label Studio's projects.
+
+    `model_version` is the active version; `connection` what `connect` changed in Label Studio;
+    `watermark` Label Studio's counters when the labels were last read.
+    """
+
+    id: int
+    label_config: str
+    extra_params: dict[str, Any] = field(default_factory=dict)
+    connected: bool = True
+    model_version: str | None = None
+    connection: dict[str, Any] | None = None
+    webhook_digest: str | None = None
+    watermark: list[Any] | None = None
+
+
+class Projects:
+    """The table of projects."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def get(self, project_id: int) -> Project | None:
+        """Return a project, or None where it was never set up."""
+        with self._database.read() as connection:
+            row = connection.execute(
+                sa.select(projects).where(projects.c.id == project_id)
+            ).one_or_none()
+        return None if row is None else Project(**row._mapping)
+
+    def all(self) -> list[Project]:
+        """Return every project, by id."""
+        with self._database.read() as connection:
+            rows = connection.execute(sa.select(projects).order_by(projects.c.id))
+            return [Project(**row._mapping) for row in rows]
+
+    def set_up(
+        self,
+        project_id: int,
+        *,
+        label_config: str | None = None,
+        extra_params: dict[str, Any] | None = None,
+    ) -> bool:
+        """Create a project or bring it up to date; tells whether anything changed.
+
+        What is None stays as it is.
+        """
+        before = self.get(project_id)
+        if before is None:
+            row = {
+                "id": project_id,
+                "label_config": label_config or "",
+                "extra_params": extra_params or {},
+                "connected": True,
+            }
+            with self._database.write() as connection:
+                connection.execute(
+                    self._database.insert(projects).on_conflict_do_nothing(), [row]
+                )
+            return True
+        changes: dict[str, Any] = {}
+        if not before.connected:
+            changes["connected"] = True
+        if label_config is not None and label_config != before.label_config:
+            changes["label_config"] = label_config
+        if extra_params is not None and extra_params != before.extra_params:
+            changes["extra_params"] = extra_params
+        if changes:
+            self.update(project_id, **changes)
+        return bool(changes)
+
+    def update(self, project_id: int, **values: Any) -> None:
+        """Set columns of a project."""
+        with self._database.write() as connection:
+            connection.execute(
+                sa.update(projects).where(projects.c.id == project_id).values(**values)
+            )
+
+    def forget(self, project_id: int) -> None:
+        """Drop a project that Label Studio no longer has."""
+        with self._database.write() as connection:
+            connection.execute(sa.delete(projects).where(projects.c.id == project_id))

@@ -1,0 +1,256 @@
+"""What is wanted of a project: durable, coalesced, and done by one worker at a time.
+
+A request is a row that survives the loss of Redis and of any process. Asking again before it is
+done moves its time (up to a bound) instead of adding a second one; asking while it is being done
+makes it due again. A worker claims it under a lease that a heartbeat renews, so that the request
+of a worker that died becomes free by itself.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import Enum
+
+import sqlalchemy as sa
+
+from backend.store.schema import Database, requests
+
+LEASE = 20.0
+LONGEST_BACKOFF = 60.0
+
+
+class Kind(str, Enum):
+    """The kinds of work, most urgent first."""
+
+    TRAIN = "train"
+    REFRESH = "refresh"
+    SYNC = "sync"
+    RECONCILE = "reconcile"
+    EMBED = "embed"
+
+
+@dataclass(frozen=True)
+class Request:
+    """One piece of work on a project; `part` tells the chunks of an embed job apart."""
+
+    project_id: int
+    kind: Kind
+    part: int = 0
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A request that is not done, as shown to people."""
+
+    request: Request
+    due_at: float
+    running: bool
+    attempts: int
+    error: str | None
+
+
+@dataclass
+class Claim:
+    """The right to do a request; `seen` counts what was asked for when it was claimed."""
+
+    request: Request
+    owner: str
+    seen: int
+    lost: threading.Event = field(default_factory=threading.Event)
+
+
+class Requests:
+    """The table of requests."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def add(self, request: Request, *, delay: float = 0.0) -> None:
+        """Ask for `request` in `delay` seconds; at most five times that after the first asking."""
+        self.add_all([request], delay=delay)
+
+    def add_all(self, wanted: Sequence[Request], *, delay: float = 0.0) -> None:
+        """Ask for several requests in one transaction."""
+        if not wanted:
+            return
+        now = time.time()
+        insert = self._database.insert(requests)
+        idle = requests.c.done >= requests.c.requested
+        first_at = sa.case((idle, now), else_=requests.c.first_at)
+        latest = first_at + 5 * delay
+        upsert = insert.on_conflict_do_update(
+            index_elements=["project_id", "kind", "part"],
+            set_={
+                "requested": requests.c.requested + 1,
+                "first_at": first_at,
+                "due_at": sa.case((latest < now + delay, latest), else_=now + delay),
+                "attempts": 0,
+                "error": None,
+            },
+        )
+        rows = [
+            {
+                "project_id": request.project_id,
+                "kind": request.kind.value,
+                "part": request.part,
+                "requested": 1,
+                "done": 0,
+                "first_at": now,
+                "due_at": now + delay,
+                "lease_until": 0.0,
+                "attempts": 0,
+            }
+            for request in wanted
+        ]
+        with self._database.write() as connection:
+            connection.execute(upsert, rows)
+
+    def due(self, limit: int = 500) -> list[Request]:
+        """Return the requests whose time has come and that nobody is doing."""
+        now = time.time()
+        query = (
+            sa.select(requests.c.project_id, requests.c.kind, requests.c.part)
+            .where(
+                requests.c.requested > requests.c.done,
+                requests.c.due_at <= now,
+                requests.c.lease_until <= now,
+            )
+            .order_by(requests.c.due_at)
+            .limit(limit)
+        )
+        with self._database.read() as connection:
+            return [Request(row[0], Kind(row[1]), row[2]) for row in connection.execute(query)]
+
+    def waiting(self, project_id: int, kinds: Collection[Kind] = tuple(Kind)) -> list[Waiting]:
+        """Return what is not done for a project."""
+        query = sa.select(requests).where(
+            requests.c.project_id == project_id,
+            requests.c.kind.in_([kind.value for kind in kinds]),
+            requests.c.requested > requests.c.done,
+        )
+        now = time.time()
+        with self._database.read() as connection:
+            return [
+                Waiting(
+                    Request(row.project_id, Kind(row.kind), row.part),
+                    due_at=row.due_at,
+                    running=row.lease_until > now,
+                    attempts=row.attempts,
+                    error=row.error,
+                )
+                for row in connection.execute(query)
+            ]
+
+    def forget(self, project_id: int) -> None:
+        """Drop all requests of a project."""
+        with self._database.write() as connection:
+            connection.execute(sa.delete(requests).where(requests.c.project_id == project_id))
+
+    @contextmanager
+    def claimed(self, request: Request) -> Iterator[Claim | None]:
+        """Do a request: yields None when there is nothing to do or another worker is at it.
+
+        Left without an exception, the request is done, unless it was asked for again meanwhile.
+        Left with one, it becomes due again after a pause that doubles with each failure.
+        """
+        claim = self._claim(request)
+        if claim is None:
+            yield None
+            return
+        finished = threading.Event()
+        heart = threading.Thread(target=self._renew, args=(claim, finished), daemon=True)
+        heart.start()
+        try:
+            yield claim
+        except Exception as error:
+            self._release(claim, error)
+            raise
+        except BaseException:
+            # The worker is being stopped: somebody else should start over at once.
+            self._release(claim, None, done=False)
+            raise
+        else:
+            self._release(claim, None)
+        finally:
+            finished.set()
+            heart.join()
+
+    def _claim(self, request: Request) -> Claim | None:
+        now = time.time()
+        owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex}"
+        update = (
+            sa.update(requests)
+            .where(
+                *_is(request),
+                requests.c.requested > requests.c.done,
+                requests.c.due_at <= now,
+                requests.c.lease_until <= now,
+            )
+            .values(owner=owner, lease_until=now + LEASE)
+            .returning(requests.c.requested)
+        )
+        with self._database.write() as connection:
+            seen = connection.execute(update).scalar_one_or_none()
+        return None if seen is None else Claim(request, owner, seen)
+
+    def _renew(self, claim: Claim, finished: threading.Event) -> None:
+        update = sa.update(requests).where(*_is(claim.request), requests.c.owner == claim.owner)
+        renewed_at = time.monotonic()
+        while not finished.wait(LEASE / 4):
+            try:
+                with self._database.write() as connection:
+                    kept = connection.execute(update.values(lease_until=time.time() + LEASE))
+            except sa.exc.OperationalError:
+                # The database is away for a moment; the lease stands until it runs out.
+                if time.monotonic() - renewed_at < LEASE:
+                    continue
+                claim.lost.set()
+                return
+            if not kept.rowcount:
+                claim.lost.set()
+                return
+            renewed_at = time.monotonic()
+
+    def _release(self, claim: Claim, error: Exception | None, *, done: bool = True) -> None:
+        now = time.time()
+        values: dict[str, object] = {"owner": None, "lease_until": 0.0}
+        if error is not None:
+            attempts = requests.c.attempts + 1
+            # Doubling from one second; the exponent is bounded so that it cannot overflow.
+            exponent = sa.case((attempts < 7, attempts), else_=7)
+            pause = sa.case(
+                *((exponent == n, min(float(2**n), LONGEST_BACKOFF)) for n in range(1, 8)),
+                else_=LONGEST_BACKOFF,
+            )
+            values |= {"attempts": attempts, "error": str(error)[:500], "due_at": now + pause}
+        elif done:
+            values |= {"done": claim.seen, "attempts": 0, "error": None, "first_at": now}
+        update = (
+            sa.update(requests)
+            .where(*_is(claim.request), requests.c.owner == claim.owner)
+            .values(**values)
+        )
+        with self._database.write() as connection:
+            connection.execute(update)
+            if done and error is None and claim.request.kind is Kind.EMBED:
+                # One row a chunk would otherwise stay for ever.
+                connection.execute(
+                    sa.delete(requests).where(
+                        *_is(claim.request), requests.c.requested <= requests.c.done
+                    )
+                )
+
+
+def _is(request: Request) -> tuple[sa.ColumnElement[bool], ...]:
+    return (
+        requests.c.project_id == request.project_id,
+        requests.c.kind == request.kind.value,
+        requests.c.part == request.part,
+    )

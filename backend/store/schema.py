@@ -1,0 +1,183 @@
+"""The tables, and how a database is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import Connection, Engine, make_url
+
+from backend.errors import DatabaseError, SettingsError
+
+metadata = sa.MetaData()
+
+projects = sa.Table(
+    "projects",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("label_config", sa.Text, nullable=False),
+    sa.Column("extra_params", sa.JSON, nullable=False),
+    sa.Column("connected", sa.Boolean, nullable=False),
+    sa.Column("model_version", sa.Text),
+    # What `connect` changed in Label Studio, so that `disconnect` undoes exactly that.
+    sa.Column("connection", sa.JSON),
+    # Digest of the secret that `connect` put on the webhook; the secret itself is not kept.
+    sa.Column("webhook_digest", sa.Text),
+    # Label Studio's counters when the labels were last read.
+    sa.Column("watermark", sa.JSON),
+)
+
+tasks = sa.Table(
+    "tasks",
+    metadata,
+    sa.Column("project_id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("data", sa.JSON, nullable=False),
+    # Whether Label Studio still wants annotations of it.
+    sa.Column("open", sa.Boolean, nullable=False),
+    # Model version of our prediction that Label Studio holds.
+    sa.Column("model_version", sa.Text),
+)
+
+images = sa.Table(
+    "images",
+    metadata,
+    sa.Column("source", sa.String(64), primary_key=True),
+    sa.Column("content", sa.String(64)),
+    sa.Column("error", sa.Text),
+    sa.Column("retry_at", sa.Float),
+)
+
+embeddings = sa.Table(
+    "embeddings",
+    metadata,
+    sa.Column("encoder", sa.String(128), primary_key=True),
+    sa.Column("content", sa.String(64), primary_key=True),
+    sa.Column("vector", sa.LargeBinary, nullable=False),
+)
+
+versions = sa.Table(
+    "versions",
+    metadata,
+    sa.Column("project_id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("fingerprint", sa.String(64), nullable=False),
+    sa.Column("encoder", sa.String(128), nullable=False),
+    sa.Column("query_strategy", sa.Text, nullable=False),
+    sa.Column("score", sa.Text, nullable=False),
+    sa.Column("heads", sa.LargeBinary, nullable=False),
+    sa.Column("annotations", sa.Integer, nullable=False),
+    sa.Column("report", sa.JSON, nullable=False),
+    sa.Column("created_at", sa.Float, nullable=False),
+)
+
+requests = sa.Table(
+    "requests",
+    metadata,
+    sa.Column("project_id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("kind", sa.String(16), primary_key=True),
+    sa.Column("part", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("requested", sa.Integer, nullable=False),
+    sa.Column("done", sa.Integer, nullable=False),
+    sa.Column("first_at", sa.Float, nullable=False),
+    sa.Column("due_at", sa.Float, nullable=False, index=True),
+    sa.Column("owner", sa.Text),
+    sa.Column("lease_until", sa.Float, nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("error", sa.Text),
+)
+
+
+class Database:
+    """The one owner of the connection pool; SQLite or PostgreSQL.
+
+    Raises SettingsError for a URL that cannot be used, DatabaseError where the server is away.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.engine = _open(url)
+        self.insert: Any = (
+            postgresql.insert if self.engine.dialect.name == "postgresql" else sqlite.insert
+        )
+        try:
+            with self.write() as connection:
+                if connection.dialect.name == "postgresql":
+                    # Processes that start together must not create the same table twice.
+                    connection.execute(sa.text("SELECT pg_advisory_xact_lock(0x636c6970)"))
+                metadata.create_all(connection)
+        except sa.exc.OperationalError as error:
+            raise DatabaseError(
+                f"The database cannot be opened ({_first_line(error)}): "
+                "check DATABASE_URL or DATA_DIR"
+            ) from None
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """Yield a connection in a transaction that only reads."""
+        with self.engine.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """Yield a connection in a transaction that is committed at the end."""
+        with (
+            self.engine.connect().execution_options(write=True) as connection,
+            connection.begin(),
+        ):
+            yield connection
+
+    def close(self) -> None:
+        """Close the pooled connections."""
+        self.engine.dispose()
+
+
+def _open(address: str) -> Engine:
+    try:
+        url = make_url(address)
+    except sa.exc.ArgumentError:
+        raise SettingsError(
+            "DATABASE_URL: must be a URL such as postgresql+psycopg://user:password@host/name"
+        ) from None
+    if url.get_backend_name() == "sqlite":
+        if url.database and url.database != ":memory:":
+            Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+        engine = sa.create_engine(url)
+        event.listen(engine, "connect", _prepare_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+        return engine
+    if url.get_backend_name() == "postgresql":
+        try:
+            return sa.create_engine(url.set(drivername="postgresql+psycopg"), pool_pre_ping=True)
+        except ModuleNotFoundError:
+            raise SettingsError(
+                "DATABASE_URL: PostgreSQL needs "
+                "`pip install 'label-studio-clip-backend[postgres]'`"
+            ) from None
+    raise SettingsError("DATABASE_URL: only sqlite and postgresql are supported")
+
+
+def _prepare_sqlite(connection: Any, _record: object) -> None:
+    # The driver's own transactions start too late to take the write lock in time.
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA busy_timeout = 30000")
+    cursor.execute("PRAGMA journal_mode = WAL")
+    cursor.execute("PRAGMA synchronous = FULL")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    # A transaction that starts reading and then writes fails at once when another has written
+    # meanwhile; one that takes the write lock first waits for its turn.
+    write = connection.get_execution_options().get("write", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+
+def _first_line(error: Exception) -> str:
+    return str(getattr(error, "orig", error)).strip().splitlines()[0]

@@ -1,0 +1,209 @@
+"""A mirror of each project's tasks, so that a refresh need not read them all from Label Studio."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+
+import sqlalchemy as sa
+
+from backend.store.schema import Database, tasks
+
+CHUNK = 1000
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task's id (None where it has none) and its data."""
+
+    id: int | None
+    data: Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class StoredTask(Task):
+    """A mirrored task: is it open, and which version's prediction does Label Studio hold?"""
+
+    id: int
+    open: bool
+    model_version: str | None = None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How many tasks a project has, how many are open, how many carry the current prediction."""
+
+    tasks: int
+    open: int
+    predicted: int
+
+
+class Tasks:
+    """The table of tasks."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def mirror(self, project_id: int, pages: Iterable[list[StoredTask]]) -> None:
+        """Make the mirror equal to what Label Studio lists; keeps what was predicted."""
+        listed: set[int] = set()
+        insert = self._database.insert(tasks)
+        upsert = insert.on_conflict_do_update(
+            index_elements=["project_id", "id"],
+            set_={"data": insert.excluded.data, "open": insert.excluded.open},
+        )
+        for page in pages:
+            listed.update(task.id for task in page)
+            rows = [
+                {
+                    "project_id": project_id,
+                    "id": task.id,
+                    "data": dict(task.data),
+                    "open": task.open,
+                }
+                for task in page
+            ]
+            if rows:
+                with self._database.write() as connection:
+                    connection.execute(upsert, rows)
+        with self._database.read() as connection:
+            known = set(
+                connection.scalars(sa.select(tasks.c.id).where(tasks.c.project_id == project_id))
+            )
+        self.remove(project_id, known - listed)
+
+    def remove(self, project_id: int, ids: Collection[int]) -> None:
+        """Forget tasks that Label Studio no longer has."""
+        for chunk in _chunks(ids):
+            with self._database.write() as connection:
+                connection.execute(
+                    sa.delete(tasks).where(tasks.c.project_id == project_id, tasks.c.id.in_(chunk))
+                )
+
+    def close_all_but(self, project_id: int, finished: Collection[int]) -> None:
+        """Mark the `finished` tasks as closed and all others as open."""
+        with self._database.write() as connection:
+            open_before = set(
+                connection.scalars(
+                    sa.select(tasks.c.id).where(
+                        tasks.c.project_id == project_id, tasks.c.open.is_(True)
+                    )
+                )
+            )
+            closed_before = set(
+                connection.scalars(
+                    sa.select(tasks.c.id).where(
+                        tasks.c.project_id == project_id, tasks.c.open.is_(False)
+                    )
+                )
+            )
+            wanted = set(finished)
+            for ids, is_open in ((open_before & wanted, False), (closed_before - wanted, True)):
+                for chunk in _chunks(ids):
+                    connection.execute(
+                        sa.update(tasks)
+                        .where(tasks.c.project_id == project_id, tasks.c.id.in_(chunk))
+                        .values(open=is_open)
+                    )
+
+    def open_without(self, project_id: int, model_version: str) -> Iterator[list[StoredTask]]:
+        """Yield, in chunks, the open tasks that do not carry that version's prediction."""
+        yield from self._pages(
+            project_id,
+            tasks.c.open.is_(True),
+            sa.or_(tasks.c.model_version.is_(None), tasks.c.model_version != model_version),
+        )
+
+    def all(self, project_id: int) -> Iterator[list[StoredTask]]:
+        """Yield all tasks of a project, in chunks."""
+        yield from self._pages(project_id)
+
+    def in_range(self, project_id: int, first: int, last: int) -> list[StoredTask]:
+        """Return the tasks with first ≤ id < last."""
+        return [
+            task
+            for page in self._pages(project_id, tasks.c.id >= first, tasks.c.id < last)
+            for task in page
+        ]
+
+    def mark_predicted(self, project_id: int, ids: Collection[int], model_version: str) -> None:
+        """Record that Label Studio holds that version's prediction of these tasks."""
+        self._set_version(project_id, ids, model_version)
+
+    def mark_unpredicted(self, project_id: int, ids: Collection[int] | None = None) -> None:
+        """Record that Label Studio holds no prediction of ours of these tasks, or of any."""
+        if ids is not None:
+            self._set_version(project_id, ids, None)
+            return
+        with self._database.write() as connection:
+            connection.execute(
+                sa.update(tasks)
+                .where(tasks.c.project_id == project_id)
+                .values(model_version=None)
+            )
+
+    def predicted(self, project_id: int, model_version: str) -> set[int]:
+        """Return the tasks that carry that version's prediction."""
+        with self._database.read() as connection:
+            return set(
+                connection.scalars(
+                    sa.select(tasks.c.id).where(
+                        tasks.c.project_id == project_id,
+                        tasks.c.model_version == model_version,
+                    )
+                )
+            )
+
+    def progress(self, project_id: int, model_version: str | None) -> Progress:
+        """Count a project's tasks."""
+        is_open = tasks.c.open.is_(True)
+        query = sa.select(
+            sa.func.count(),
+            sa.func.count(sa.case((is_open, 1))),
+            sa.func.count(
+                sa.case((sa.and_(is_open, tasks.c.model_version == model_version), 1))
+            ),
+        ).where(tasks.c.project_id == project_id)
+        with self._database.read() as connection:
+            return Progress(*connection.execute(query).one())
+
+    def forget(self, project_id: int) -> None:
+        """Drop the mirror of a project."""
+        with self._database.write() as connection:
+            connection.execute(sa.delete(tasks).where(tasks.c.project_id == project_id))
+
+    def _pages(
+        self, project_id: int, *conditions: sa.ColumnElement[bool]
+    ) -> Iterator[list[StoredTask]]:
+        last = -1
+        while True:
+            query = (
+                sa.select(tasks.c.id, tasks.c.data, tasks.c.open, tasks.c.model_version)
+                .where(tasks.c.project_id == project_id, tasks.c.id > last, *conditions)
+                .order_by(tasks.c.id)
+                .limit(CHUNK)
+            )
+            with self._database.read() as connection:
+                page = [StoredTask(*row) for row in connection.execute(query)]
+            if not page:
+                return
+            last = page[-1].id
+            yield page
+
+    def _set_version(
+        self, project_id: int, ids: Collection[int], model_version: str | None
+    ) -> None:
+        for chunk in _chunks(ids):
+            with self._database.write() as connection:
+                connection.execute(
+                    sa.update(tasks)
+                    .where(tasks.c.project_id == project_id, tasks.c.id.in_(chunk))
+                    .values(model_version=model_version)
+                )
+
+
+def _chunks(ids: Collection[int]) -> Iterator[list[int]]:
+    iterator = iter(sorted(ids))
+    while chunk := list(islice(iterator, CHUNK)):
+        yield chunk

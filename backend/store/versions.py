@@ -1,0 +1,188 @@
+"""Model versions: one published set of heads for a project."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+from backend.store.schema import Database, projects, versions
+
+if TYPE_CHECKING:
+    from backend.learning.head import Head
+
+_NAME = re.compile(r"clip-backend-\d+-[0-9a-f]{8}")
+
+# Enough to see how a project came along; older heads serve nobody.
+KEPT = 100
+
+
+@dataclass(frozen=True)
+class ControlHead:
+    """The head of one control; `values` are the choices in the order of the head's rows."""
+
+    values: tuple[str, ...]
+    head: Head
+
+
+@dataclass(frozen=True)
+class Version:
+    """Heads by control name, and how their certainty becomes a score."""
+
+    project_id: int
+    number: int
+    fingerprint: str
+    encoder: str
+    query_strategy: str
+    score: str
+    heads: Mapping[str, ControlHead]
+    annotations: int = 0
+    report: dict[str, Any] = field(default_factory=dict)
+    created_at: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """The model version as Label Studio shows it."""
+        return f"clip-backend-{self.number}-{self.fingerprint[:8]}"
+
+
+def is_ours(model_version: str) -> bool:
+    """Tell whether a prediction's model version is one that this backend gave."""
+    return _NAME.fullmatch(model_version) is not None
+
+
+class Versions:
+    """The table of versions."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def active(self, project_id: int) -> Version | None:
+        """Return the version that predictions are made with."""
+        query = (
+            sa.select(versions)
+            .join(projects, projects.c.id == versions.c.project_id)
+            .where(
+                versions.c.project_id == project_id, versions.c.name == projects.c.model_version
+            )
+        )
+        with self._database.read() as connection:
+            row = connection.execute(query).one_or_none()
+        return None if row is None else _from_row(row)
+
+    def names(self, project_id: int | None = None) -> list[str]:
+        """Return the names of versions, newest first; of one project or of all."""
+        query = sa.select(versions.c.name).order_by(
+            versions.c.created_at.desc(), versions.c.number.desc()
+        )
+        if project_id is not None:
+            query = query.where(versions.c.project_id == project_id)
+        with self._database.read() as connection:
+            return list(connection.scalars(query))
+
+    def publish(self, version: Version) -> Version:
+        """Store a version under the project's next number and make it the active one.
+
+        One transaction: no reader sees a project whose active version does not exist.
+        """
+        with self._database.write() as connection:
+            # The project's row is the lock under which numbers are given.
+            connection.execute(
+                sa.select(projects.c.id)
+                .where(projects.c.id == version.project_id)
+                .with_for_update()
+            )
+            newest = connection.execute(
+                sa.select(sa.func.max(versions.c.number)).where(
+                    versions.c.project_id == version.project_id
+                )
+            ).scalar()
+            published = replace(version, number=(newest or 0) + 1, created_at=time.time())
+            connection.execute(
+                sa.insert(versions).values(
+                    project_id=published.project_id,
+                    number=published.number,
+                    name=published.name,
+                    fingerprint=published.fingerprint,
+                    encoder=published.encoder,
+                    query_strategy=published.query_strategy,
+                    score=published.score,
+                    heads=_to_bytes(published.heads),
+                    annotations=published.annotations,
+                    report=published.report,
+                    created_at=published.created_at,
+                )
+            )
+            connection.execute(
+                sa.update(projects)
+                .where(projects.c.id == published.project_id)
+                .values(model_version=published.name)
+            )
+            connection.execute(
+                sa.delete(versions).where(
+                    versions.c.project_id == published.project_id,
+                    versions.c.number <= published.number - KEPT,
+                )
+            )
+        return published
+
+    def forget(self, project_id: int) -> None:
+        """Drop all versions of a project."""
+        with self._database.write() as connection:
+            connection.execute(sa.delete(versions).where(versions.c.project_id == project_id))
+
+
+def _to_bytes(heads: Mapping[str, ControlHead]) -> bytes:
+    from safetensors.torch import save
+
+    # Control names are hostile input and stay out of tensor names.
+    controls = []
+    tensors = {}
+    for index, (name, control) in enumerate(heads.items()):
+        controls.append(
+            {"name": name, "values": control.values, "multiple": control.head.multiple}
+        )
+        tensors[f"{index}.weights"] = control.head.weights.detach().cpu().contiguous()
+        tensors[f"{index}.bias"] = control.head.bias.detach().cpu().contiguous()
+    return save(tensors, metadata={"controls": json.dumps(controls)})
+
+
+def _from_row(row: sa.Row[Any]) -> Version:
+    return Version(
+        project_id=row.project_id,
+        number=row.number,
+        fingerprint=row.fingerprint,
+        encoder=row.encoder,
+        query_strategy=row.query_strategy,
+        score=row.score,
+        heads=_from_bytes(row.heads),
+        annotations=row.annotations,
+        report=row.report,
+        created_at=row.created_at,
+    )
+
+
+def _from_bytes(data: bytes) -> dict[str, ControlHead]:
+    from safetensors.torch import load
+
+    from backend.learning.head import Head
+
+    tensors = load(data)
+    header_size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + header_size])
+    return {
+        control["name"]: ControlHead(
+            values=tuple(control["values"]),
+            head=Head(
+                weights=tensors[f"{index}.weights"],
+                bias=tensors[f"{index}.bias"],
+                multiple=control["multiple"],
+            ),
+        )
+        for index, control in enumerate(json.loads(header["__metadata__"]["controls"]))
+    }
