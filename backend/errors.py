@@ -4,8 +4,7 @@ ClipBackendError
 ├── SettingsError               a setting is missing or wrong
 ├── RequestError (400)          a request that cannot be understood
 │   ├── AuthenticationError (401)
-│   ├── NotFoundError (404)
-│   └── BodyTooLargeError (413)
+│   └── NotFoundError (404)
 ├── LabelingConfigError (400)   a labeling config that cannot be read
 ├── TaskError                   one task that cannot be predicted
 │   └── ImageError              its picture cannot be had
@@ -47,12 +46,6 @@ class NotFoundError(RequestError):
     """What was asked for does not exist."""
 
     status = 404
-
-
-class BodyTooLargeError(RequestError):
-    """A request body exceeds the limit."""
-
-    status = 413
 
 
 class LabelingConfigError(ClipBackendError):

@@ -113,9 +113,7 @@ class Predictor:
             if any(source not in known for source in sources)
         ]
 
-    def vectors_of(
-        self, tasks: Sequence[Task], control: Control
-    ) -> tuple[list[int], torch.Tensor]:
+    def vectors_of(self, tasks: Sequence[Task], control: Control) -> tuple[list[int], torch.Tensor]:
         """Return the ids of the tasks whose picture can be had, and its unit vectors [N, D]."""
         import torch
 
@@ -205,9 +203,7 @@ class Predictor:
         except TaskError as error:
             return error
 
-    def _vectors(
-        self, pictures: Iterable[_Picture], *, fetch: bool
-    ) -> dict[str, Vector | Failure]:
+    def _vectors(self, pictures: Iterable[_Picture], *, fetch: bool) -> dict[str, Vector | Failure]:
         """Return the unit vectors by location; encode and store those that are not known."""
         wanted = {picture.located: picture for picture in pictures}
         found = self._embeddings.find(self.encoder.identity, wanted)
@@ -260,9 +256,7 @@ class Predictor:
         return failures | self._embeddings.find(self.encoder.identity, contents)
 
 
-def zero_shot_head(
-    encoder: Encoder, control: Control, learning: LearningSettings
-) -> ControlHead:
+def zero_shot_head(encoder: Encoder, control: Control, learning: LearningSettings) -> ControlHead:
     """Return the head of a control's choices from their names alone."""
     import torch
 
@@ -330,7 +324,9 @@ def _wordings(value: str, names: Sequence[str], learning: LearningSettings) -> l
     return prompts(names)
 
 
-def _result(control: Control, values: Sequence[str], probabilities: Vector) -> list[dict[str, object]]:
+def _result(
+    control: Control, values: Sequence[str], probabilities: Vector
+) -> list[dict[str, object]]:
     if control.multiple:
         chosen = [index for index in range(len(values)) if probabilities[index] >= 0.5]
         certainty = float(probabilities[chosen].min()) if chosen else 0.0

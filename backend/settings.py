@@ -46,26 +46,12 @@ class LearningSettings(BaseModel):
     min_annotations: Annotated[int, Field(ge=1, le=1_000_000)]
     prompts: dict[str, Annotated[list[str], Field(min_length=1, max_length=1000)]] = {}
 
-    def overridden_by(self, extra_params: object) -> LearningSettings:
+    def overridden_by(self, extra_params: dict[str, Any]) -> LearningSettings:
         """Return these settings with a project's extra params on top.
 
         Raises RequestError where a key is unknown or a value is wrong.
         """
-        if extra_params in (None, "", {}):
-            return self
-        try:
-            if isinstance(extra_params, str):
-                overrides = _ExtraParams.model_validate_json(extra_params)
-            else:
-                overrides = _ExtraParams.model_validate(extra_params)
-        except ValidationError as error:
-            known = ", ".join(_ExtraParams.model_fields)
-            raise RequestError(
-                f"extra params: {_first_problem(error)}. Known keys: {known}"
-            ) from None
-        return LearningSettings.model_validate(
-            self.model_dump() | overrides.model_dump(exclude_unset=True)
-        )
+        return LearningSettings.model_validate(self.model_dump() | parse_extra_params(extra_params))
 
 
 class _ExtraParams(BaseModel):
@@ -80,13 +66,32 @@ class _ExtraParams(BaseModel):
     prompts: dict[str, Annotated[list[str], Field(min_length=1, max_length=1000)]] = {}
 
 
+def parse_extra_params(extra_params: object) -> dict[str, Any]:
+    """Return a project's extra params, given as an object or as JSON text, once they are valid.
+
+    Raises RequestError where a key is unknown or a value is wrong.
+    """
+    if extra_params in (None, "", {}):
+        return {}
+    try:
+        if isinstance(extra_params, str):
+            parsed = _ExtraParams.model_validate_json(extra_params)
+        else:
+            parsed = _ExtraParams.model_validate(extra_params)
+    except ValidationError as error:
+        known = ", ".join(_ExtraParams.model_fields)
+        raise RequestError(f"extra params: {_first_problem(error)}. Known keys: {known}") from None
+    return parsed.model_dump(mode="json", exclude_unset=True)
+
+
 class Settings(BaseSettings):
     """What the environment says; `Settings.read()` turns its errors into sentences."""
 
     model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore", frozen=True)
 
     label_studio_url: str | None = Field(
-        None, description="Address of Label Studio as seen from here, such as `http://localhost:8080`"
+        None,
+        description="Address of Label Studio as seen from here, such as `http://localhost:8080`",
     )
     label_studio_api_key: SecretStr | None = Field(
         None,
@@ -158,12 +163,8 @@ class Settings(BaseSettings):
     port: int = Field(9090, ge=1, le=65_535, description="Port that the API listens on")
     threads: int = Field(16, ge=2, le=512, description="Threads that answer requests")
     log_level: str = Field("INFO", description="`DEBUG`, `INFO`, `WARNING` or `ERROR`")
-    image_max_bytes: int = Field(
-        50_000_000, ge=1_000, description="Largest picture file, in bytes"
-    )
-    image_max_pixels: int = Field(
-        100_000_000, ge=1_000, description="Largest picture, in pixels"
-    )
+    image_max_bytes: int = Field(50_000_000, ge=1_000, description="Largest picture file, in bytes")
+    image_max_pixels: int = Field(100_000_000, ge=1_000, description="Largest picture, in pixels")
     image_timeout: float = Field(
         30.0, gt=0, le=600, description="Seconds that one picture may take to fetch"
     )

@@ -39,7 +39,7 @@ class Encoder:
 
     def __init__(
         self,
-        model: torch.nn.Module,
+        model: Any,
         preprocess: Callable[[Image], torch.Tensor],
         tokenize: Callable[[list[str]], torch.Tensor],
         *,
@@ -56,7 +56,7 @@ class Encoder:
                 str(precision).removeprefix("torch."),
             )
         )
-        self._model: Any = model.eval().requires_grad_(False).to(device)
+        self._model = model.eval().requires_grad_(False).to(device)
         self._preprocess = preprocess
         self._tokenize = tokenize
         self._precision = precision
@@ -168,7 +168,7 @@ def load_encoder(name: str, pretrained: str | None, device: str, precision: str)
     try:
         model, _, preprocess = open_clip.create_model_and_transforms(name, pretrained=pretrained)
         tokenize = open_clip.get_tokenizer(name)
-    except Exception as error:  # noqa: BLE001 — whatever a download or a broken file can raise
+    except Exception as error:  # whatever a download or a broken file can raise
         log.debug("loading failed", exc_info=True)
         raise EncoderError(
             f"The weights {pretrained!r} of {name} cannot be had ({type(error).__name__}): "
@@ -208,9 +208,11 @@ def _precision(wanted: str, device: torch.device) -> torch.dtype:
     import torch
 
     if wanted != "auto":
-        dtype = getattr(torch, wanted)
-        assert isinstance(dtype, torch.dtype)
-        return dtype
+        return {
+            "float32": torch.float32,
+            "bfloat16": torch.bfloat16,
+            "float16": torch.float16,
+        }[wanted]
     if device.type == "cuda":
         emulated = not torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.float16 if emulated else torch.bfloat16

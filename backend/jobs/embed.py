@@ -71,9 +71,7 @@ def request_missing(
 ) -> int:
     """Ask for embed jobs of the tasks that have no embedding; return how many jobs."""
     chunks = {
-        task_id // CHUNK
-        for page in pages
-        for task_id in services.predictor.missing(page, config)
+        task_id // CHUNK for page in pages for task_id in services.predictor.missing(page, config)
     }
     services.store.requests.add_all(
         [Request(project_id, Kind.EMBED, chunk) for chunk in sorted(chunks)]

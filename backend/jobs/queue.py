@@ -72,9 +72,7 @@ class JobQueue:
             self._enqueue(queue, job_id, request)
         except DuplicateJobError:
             with suppress(NoSuchJobError):
-                job = Job.fetch(
-                    job_id, connection=self.connection, serializer=JSONSerializer
-                )
+                job = Job.fetch(job_id, connection=self.connection, serializer=JSONSerializer)
                 if self._is_under_way(queue, job):
                     return
                 # What is left of a job whose worker died, or that failed.

@@ -44,9 +44,7 @@ def reconcile(services: Services, claim: Claim) -> None:
     counts = services.label_studio.prediction_counts(project_id)
     if project.model_version is not None:
         recorded = len(store.tasks.predicted(project_id, project.model_version))
-        superseded = [
-            name for name in counts if is_ours(name) and name != project.model_version
-        ]
+        superseded = [name for name in counts if is_ours(name) and name != project.model_version]
         if (
             superseded
             or counts.get(project.model_version, 0) != recorded
@@ -71,8 +69,7 @@ def reconcile(services: Services, claim: Claim) -> None:
 def _is_attached(services: Services, project: Project) -> bool:
     # Someone who removes the ML backend in Label Studio's page wants no more predictions.
     addresses = {
-        str(backend["url"]).rstrip("/")
-        for backend in services.label_studio.ml_backends(project.id)
+        str(backend["url"]).rstrip("/") for backend in services.label_studio.ml_backends(project.id)
     }
     if project.connection is not None:
         return project.connection["backend_url"] in addresses

@@ -66,7 +66,12 @@ def _push(services: Services, claim: Claim, version: Version, config: LabelingCo
     predictions.sort(key=lambda prediction: least_certain_first * prediction.score)
     for chunk in _chunks(predictions):
         project = store.projects.get(project_id)
-        if claim.lost.is_set() or project is None or project.model_version != version.name:
+        if (
+            claim.lost.is_set()
+            or project is None
+            or not project.connected
+            or project.model_version != version.name
+        ):
             return False
         services.label_studio.import_predictions(
             project_id,
@@ -138,8 +143,11 @@ def _mend(services: Services, version: Version) -> None:
     lost = recorded - by_task.keys()
     store.tasks.mark_unpredicted(project_id, lost)
     log.info(
-        "mended project=%d version=%s surplus=%d lost=%d", project_id, version.name,
-        len(surplus), len(lost),
+        "mended project=%d version=%s surplus=%d lost=%d",
+        project_id,
+        version.name,
+        len(surplus),
+        len(lost),
     )
     if lost:
         store.requests.add(Request(project_id, Kind.SYNC))

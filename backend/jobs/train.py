@@ -44,10 +44,14 @@ def train(services: Services, claim: Claim) -> None:
 
     # Taken before the labels are read: what changes meanwhile is found by the next comparison.
     mark = watermark(services, remote)
-    annotated = [task for page in services.label_studio.annotated_tasks(project_id) for task in page]
+    annotated = [
+        task for page in services.label_studio.annotated_tasks(project_id) for task in page
+    ]
     store.tasks.close_all_but(project_id, {task.id for task in annotated if not task.open})
 
-    labelled = {control.name: _Labelled(services, control, annotated) for control in config.controls}
+    labelled = {
+        control.name: _Labelled(services, control, annotated) for control in config.controls
+    }
     labels = {name: of_control.choices for name, of_control in labelled.items()}
     version = Version(
         project_id=project_id,
@@ -105,9 +109,7 @@ def watermark(services: Services, remote: RemoteProject) -> list[Any]:
 class _Labelled:
     """The labelled set of one control."""
 
-    def __init__(
-        self, services: Services, control: Control, annotated: list[RemoteTask]
-    ) -> None:
+    def __init__(self, services: Services, control: Control, annotated: list[RemoteTask]) -> None:
         self._encoder = services.predictor.encoder
         self._control = control
         self._labels: Labels = labels_of(control, {task.id: task.annotations for task in annotated})
@@ -124,10 +126,8 @@ class _Labelled:
         if len(self._ids) < learning.min_annotations:
             return zero_shot
         device = self._encoder.device
-        head = fit(
-            self._vectors.to(device), self._targets().to(device), zero_shot.head.to(device)
-        )
-        return ControlHead(zero_shot.values, head.to("cpu"))
+        head = fit(self._vectors.to(device), self._targets().to(device), zero_shot.head)
+        return ControlHead(zero_shot.values, head)
 
     @property
     def report(self) -> dict[str, Any]:
@@ -155,4 +155,3 @@ class _Labelled:
             for value in self.choices[task_id]:
                 targets[row, column[value]] = 1
         return targets
-

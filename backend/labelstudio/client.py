@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any
 
 import httpx
@@ -78,8 +79,6 @@ class TokenAuth(httpx.Auth):
     for minutes.
     """
 
-    requires_response_body = True
-
     def __init__(self, url: str, token: str) -> None:
         self._refresh_url = f"{url}/api/token/refresh"
         self._token = token
@@ -88,41 +87,36 @@ class TokenAuth(httpx.Auth):
         self._access = ""
         self._access_ends = 0.0
 
+    def headers(self) -> dict[str, str]:
+        """Return the header that authenticates; raises httpx.HTTPError where none can be had."""
+        if not self._is_personal:
+            return {"Authorization": f"Token {self._token}"}
+        with self._lock:
+            if time.time() > self._access_ends - _RENEW_BEFORE:
+                self._renew()
+            return {"Authorization": f"Bearer {self._access}"}
+
     def sync_auth_flow(
         self, request: httpx.Request
     ) -> Generator[httpx.Request, httpx.Response, None]:
-        """Add the token; renew an access token that has run out or was revoked, once."""
-        if not self._is_personal:
-            request.headers["Authorization"] = f"Token {self._token}"
-            yield request
-            return
-        if self._needs_renewal():
-            yield from self._renew()
-        sent = self._access
-        request.headers["Authorization"] = f"Bearer {sent}"
+        """Add the header; once more with a new access token where the old one was revoked."""
+        request.headers.update(self.headers())
         response = yield request
-        if response.status_code == 401 and sent:
-            yield from self._renew()
-            request.headers["Authorization"] = f"Bearer {self._access}"
+        if response.status_code == 401 and self._is_personal:
+            with self._lock:
+                self._access_ends = 0.0
+            request.headers.update(self.headers())
             yield request
 
-    def _needs_renewal(self) -> bool:
-        return time.time() > self._access_ends - _RENEW_BEFORE
-
-    def _renew(self) -> Generator[httpx.Request, httpx.Response, None]:
-        response = yield httpx.Request(
-            "POST", self._refresh_url, json={"refresh": self._token}, extensions={}
-        )
-        response.read()
-        access = ""
-        if response.status_code == 200:
-            try:
-                access = str(response.json()["access"])
-            except (ValueError, KeyError, TypeError):
-                access = ""
-        with self._lock:
-            self._access = access
-            self._access_ends = _expiry(access) or 0.0
+    def _renew(self) -> None:
+        response = httpx.post(self._refresh_url, json={"refresh": self._token}, timeout=TIMEOUT)
+        try:
+            access = str(response.json()["access"]) if response.is_success else ""
+        except (ValueError, KeyError, TypeError):
+            access = ""
+        # A refused token is sent as an empty one: the answer then is Label Studio's own refusal.
+        self._access = access or "refused"
+        self._access_ends = _expiry(access) or 0.0
 
 
 class LabelStudio:
@@ -137,11 +131,23 @@ class LabelStudio:
         if not token.isascii() or any(character.isspace() for character in token):
             raise SettingsError("LABEL_STUDIO_API_KEY contains characters that no token has")
         self.auth = TokenAuth(self.url, token)
-        self._client = httpx.Client(auth=self.auth, timeout=TIMEOUT, follow_redirects=False)
+        self._client = httpx.Client(
+            auth=self.auth,
+            timeout=TIMEOUT,
+            # Label Studio answers a token with a session cookie, which would outlive the token.
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
+        )
 
     def close(self) -> None:
         """Close the pooled connections."""
         self._client.close()
+
+    def authorization(self) -> dict[str, str]:
+        """Return the header that fetches pictures from Label Studio."""
+        try:
+            return self.auth.headers()
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from error
 
     def version(self) -> str:
         """Return Label Studio's release."""
@@ -329,14 +335,17 @@ class LabelStudio:
         )
         return retrying(self._call_once, method, path, arguments)
 
+    def _unreachable(self, error: httpx.HTTPError) -> LabelStudioUnreachableError:
+        return LabelStudioUnreachableError(
+            f"Label Studio does not answer at {self.url} ({type(error).__name__}): "
+            "check LABEL_STUDIO_URL and whether it runs"
+        )
+
     def _call_once(self, method: str, path: str, arguments: dict[str, Any]) -> Any:
         try:
             response = self._client.request(method, self.url + path, **arguments)
         except httpx.HTTPError as error:
-            raise LabelStudioUnreachableError(
-                f"Label Studio does not answer at {self.url} ({type(error).__name__}): "
-                "check LABEL_STUDIO_URL and whether it runs"
-            ) from error
+            raise self._unreachable(error) from error
         status = response.status_code
         if status in _BUSY:
             raise LabelStudioUnreachableError(

@@ -51,9 +51,7 @@ class Embeddings:
         ).select_from(
             images.outerjoin(
                 embeddings,
-                sa.and_(
-                    embeddings.c.content == images.c.content, embeddings.c.encoder == encoder
-                ),
+                sa.and_(embeddings.c.content == images.c.content, embeddings.c.encoder == encoder),
             )
         )
         with self._database.read() as connection:
@@ -96,7 +94,8 @@ class Embeddings:
         image_rows: list[dict[str, object]] = [
             {"source": _digest(source), "content": content, "error": None, "retry_at": None}
             for source, content in contents.items()
-        ] + [
+        ]
+        image_rows += [
             {
                 "source": _digest(source),
                 "content": None,

@@ -25,6 +25,7 @@ class Project:
     model_version: str | None = None
     connection: dict[str, Any] | None = None
     webhook_digest: str | None = None
+    webhook_at: float | None = None
     watermark: list[Any] | None = None
 
 
@@ -68,9 +69,7 @@ class Projects:
                 "connected": True,
             }
             with self._database.write() as connection:
-                connection.execute(
-                    self._database.insert(projects).on_conflict_do_nothing(), [row]
-                )
+                connection.execute(self._database.insert(projects).on_conflict_do_nothing(), [row])
             return True
         changes: dict[str, Any] = {}
         if not before.connected:

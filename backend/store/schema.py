@@ -28,6 +28,8 @@ projects = sa.Table(
     sa.Column("connection", sa.JSON),
     # Digest of the secret that `connect` put on the webhook; the secret itself is not kept.
     sa.Column("webhook_digest", sa.Text),
+    # When a webhook last came and was let in (Unix time).
+    sa.Column("webhook_at", sa.Float),
     # Label Studio's counters when the labels were last read.
     sa.Column("watermark", sa.JSON),
 )
@@ -156,8 +158,7 @@ def _open(address: str) -> Engine:
             return sa.create_engine(url.set(drivername="postgresql+psycopg"), pool_pre_ping=True)
         except ModuleNotFoundError:
             raise SettingsError(
-                "DATABASE_URL: PostgreSQL needs "
-                "`pip install 'label-studio-clip-backend[postgres]'`"
+                "DATABASE_URL: PostgreSQL needs `pip install 'label-studio-clip-backend[postgres]'`"
             ) from None
     raise SettingsError("DATABASE_URL: only sqlite and postgresql are supported")
 

@@ -23,7 +23,7 @@ class Task:
 
 @dataclass(frozen=True)
 class StoredTask(Task):
-    """A mirrored task: is it open, and which version's prediction does Label Studio hold?"""
+    """A mirrored task, whether it is open, and whose prediction Label Studio holds of it."""
 
     id: int
     open: bool
@@ -138,9 +138,7 @@ class Tasks:
             return
         with self._database.write() as connection:
             connection.execute(
-                sa.update(tasks)
-                .where(tasks.c.project_id == project_id)
-                .values(model_version=None)
+                sa.update(tasks).where(tasks.c.project_id == project_id).values(model_version=None)
             )
 
     def predicted(self, project_id: int, model_version: str) -> set[int]:
@@ -161,9 +159,7 @@ class Tasks:
         query = sa.select(
             sa.func.count(),
             sa.func.count(sa.case((is_open, 1))),
-            sa.func.count(
-                sa.case((sa.and_(is_open, tasks.c.model_version == model_version), 1))
-            ),
+            sa.func.count(sa.case((sa.and_(is_open, tasks.c.model_version == model_version), 1))),
         ).where(tasks.c.project_id == project_id)
         with self._database.read() as connection:
             return Progress(*connection.execute(query).one())

@@ -67,9 +67,7 @@ class Versions:
         query = (
             sa.select(versions)
             .join(projects, projects.c.id == versions.c.project_id)
-            .where(
-                versions.c.project_id == project_id, versions.c.name == projects.c.model_version
-            )
+            .where(versions.c.project_id == project_id, versions.c.name == projects.c.model_version)
         )
         with self._database.read() as connection:
             row = connection.execute(query).one_or_none()
@@ -144,12 +142,11 @@ def _to_bytes(heads: Mapping[str, ControlHead]) -> bytes:
     controls = []
     tensors = {}
     for index, (name, control) in enumerate(heads.items()):
-        controls.append(
-            {"name": name, "values": control.values, "multiple": control.head.multiple}
-        )
+        controls.append({"name": name, "values": control.values, "multiple": control.head.multiple})
         tensors[f"{index}.weights"] = control.head.weights.detach().cpu().contiguous()
         tensors[f"{index}.bias"] = control.head.bias.detach().cpu().contiguous()
-    return save(tensors, metadata={"controls": json.dumps(controls)})
+    data: bytes = save(tensors, metadata={"controls": json.dumps(controls)})
+    return data
 
 
 def _from_row(row: sa.Row[Any]) -> Version:

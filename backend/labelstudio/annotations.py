@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from backend.labelstudio.config import Control
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The labelled set of one control.
+
+    `values` maps a task's id to its choices: exactly one for a single control, maybe none for a
+    multiple one. `ties` counts tasks left out because annotators disagree evenly, `unknown`
+    counts labels left out because the labeling config no longer has the choice.
+    """
+
+    values: Mapping[int, frozenset[str]]
+    ties: int
+    unknown: int
+
+
+def labels_of(
+    control: Control, annotations: Mapping[int, Sequence[Mapping[str, object]]]
+) -> Labels:
+    """Reduce the annotations of each task, as Label Studio's API gives them, to its labels.
+
+    Each annotation that was not cancelled is one vote; where a task has ground-truth annotations
+    only they vote. A single control takes the most frequent choice, a multiple control every
+    choice that more than half of the votes have. What cannot be read is no vote.
+    """
+    known = frozenset(control.values)
+    decide = _majority_per_label if control.multiple else _most_frequent
+    values: dict[int, frozenset[str]] = {}
+    ties = unknown = 0
+    for task_id, of_task in annotations.items():
+        votes: list[frozenset[str]] = []
+        for annotation in _counting(of_task):
+            chosen = _chosen(control, annotation)
+            if chosen is None:
+                continue
+            unknown += len(chosen - known)
+            # Several choices for a single control are left from a config that once was multiple.
+            if control.multiple or (len(chosen) == 1 and chosen <= known):
+                votes.append(chosen & known)
+        if not votes:
+            continue
+        label = decide(votes)
+        if label is None:
+            ties += 1
+        else:
+            values[task_id] = label
+    return Labels(values=values, ties=ties, unknown=unknown)
+
+
+def _counting(annotations: Sequence[Mapping[str, object]]) -> list[Mapping[str, object]]:
+    finished = [each for each in annotations if not each.get("was_cancelled")]
+    return [each for each in finished if each.get("ground_truth")] or finished
+
+
+def _chosen(control: Control, annotation: Mapping[str, object]) -> frozenset[str] | None:
+    result = annotation.get("result")
+    if not isinstance(result, list):
+        return None
+    chosen: set[str] = set()
+    answered = False
+    for item in result:
+        if not isinstance(item, Mapping) or item.get("from_name") != control.name:
+            continue
+        if item.get("to_name", control.to_name) != control.to_name:
+            continue
+        value = item.get("value")
+        choices = value.get("choices") if isinstance(value, Mapping) else None
+        if item.get("type") != "choices" or not isinstance(choices, list):
+            return None
+        if not all(isinstance(choice, str) for choice in choices):
+            return None
+        chosen.update(choices)
+        answered = True
+    # Label Studio writes no result at all when nothing was selected.
+    if not answered and (not control.multiple or control.conditional):
+        return None
+    return frozenset(chosen)
+
+
+def _most_frequent(votes: Sequence[frozenset[str]]) -> frozenset[str] | None:
+    (first, count), *others = Counter(votes).most_common(2)
+    return None if others and others[0][1] == count else first
+
+
+def _majority_per_label(votes: Sequence[frozenset[str]]) -> frozenset[str] | None:
+    counts = Counter(choice for vote in votes for choice in vote)
+    if any(2 * count == len(votes) for count in counts.values()):
+        return None
+    return frozenset(choice for choice, count in counts.items() if 2 * count > len(votes))

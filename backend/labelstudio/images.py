@@ -1,0 +1,436 @@
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from io import BytesIO
+from types import TracebackType
+from urllib.parse import parse_qs, unquote_to_bytes
+
+import httpx
+import numpy as np
+import tenacity
+from PIL import ExifTags, Image, ImageFile
+
+from backend.errors import ImageError, LabelStudioError, SettingsError
+
+_MAX_REDIRECTS = 5
+_FIRST_RETRY_AFTER = 0.2
+
+_CLOUD_SCHEMES = frozenset({"s3", "gs", "azure-blob", "azure-spi", "azure_spi"})
+_SCHEME = re.compile(r"([A-Za-z][\w+.-]*):")
+_STORAGE_PROXY = re.compile(r"/tasks/\d+/(?:presign|resolve)/?")
+# A signature changes whenever an URL is signed anew; the picture stays the same.
+_SIGNATURE = re.compile(r"(?i)(x-amz-|x-goog-)|(sig|signature)(=|$)")
+
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    """What one picture may cost: bytes, pixels, seconds for all attempts, attempts."""
+
+    max_bytes: int
+    max_pixels: int
+    timeout: float
+    attempts: int
+
+
+class _TemporaryError(ImageError):
+    """Another attempt may succeed at once."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, permanent=False)
+
+
+class ImageFetcher:
+    """Fetches the pictures that task data names, from Label Studio, cloud storage or the web.
+
+    Credentials go to Label Studio's own origin (scheme, host and port) and nowhere else.
+    Safe to use from several threads; close it, or use it as a context manager.
+    """
+
+    def __init__(
+        self,
+        *,
+        label_studio_url: str | None,
+        authorization: Callable[[], Mapping[str, str]] | None,
+        limits: ImageLimits,
+        connections: int,
+    ) -> None:
+        """Take `authorization` as what gives the headers for each request to Label Studio."""
+        self._label_studio = (
+            _without_credentials(httpx.URL(label_studio_url.rstrip("/")))
+            if label_studio_url
+            else None
+        )
+        self._authorization = authorization
+        self._limits = limits
+        self._connections = connections
+        self._threads = ThreadPoolExecutor(connections, thread_name_prefix="image")
+        self._client = httpx.Client(
+            headers={"User-Agent": "label-studio-clip-backend", "Accept-Encoding": "identity"},
+            limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
+            # Label Studio answers a token with a session cookie, and a cookie knows no port: kept,
+            # it would go to every other server on Label Studio's host.
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
+        )
+
+    def __enter__(self) -> ImageFetcher:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Drop what has not begun, wait for what has, and close all connections."""
+        self._threads.shutdown(cancel_futures=True)
+        self._client.close()
+
+    def locate(self, source: str) -> str:
+        """Name the picture: equal for all spellings of one place, and free of credentials.
+
+        Web addresses and paths on Label Studio become absolute URLs; cloud storage and data URIs
+        stay as they are, also where Label Studio has put its proxy before them.
+
+        Raises ImageError for a source that is not supported.
+        """
+        source = _cleaned(source)
+        if _scheme(source) in _CLOUD_SCHEMES | {"data"}:
+            return source
+        url = self._absolute(source)
+        if self._is_label_studio(url) and _STORAGE_PROXY.search(url.path):
+            stored = _decoded_file_uri(url)
+            if stored is not None:
+                return stored
+        query = b"&".join(
+            part for part in url.query.split(b"&") if not _SIGNATURE.match(part.decode("latin-1"))
+        )
+        return str(_without_credentials(url).copy_with(fragment=None, query=query or None))
+
+    def fetch(self, source: str, task_id: int | None) -> bytes:
+        """Fetch one picture's bytes; `task_id` is needed for cloud storage alone.
+
+        The time limit holds for all attempts together. It is looked at whenever data arrives, so
+        that a server that falls silent late can use up to twice as much.
+
+        Raises ImageError; `permanent` is false where the picture may be had later.
+        """
+        source = _cleaned(source)
+        if _scheme(source) == "data":
+            return self._from_data_uri(source)
+        url = self._target(source, task_id)
+        deadline = time.monotonic() + self._limits.timeout
+        retrying = tenacity.Retrying(
+            stop=tenacity.stop_after_attempt(self._limits.attempts)
+            | tenacity.stop_before_delay(self._limits.timeout),
+            wait=tenacity.wait_exponential(multiplier=_FIRST_RETRY_AFTER),
+            retry=tenacity.retry_if_exception_type(_TemporaryError),
+            reraise=True,
+        )
+        try:
+            return retrying(self._download, url, deadline)
+        except ImageError as error:
+            raise ImageError(f"{_shown(source)}: {error}", permanent=error.permanent) from error
+
+    def fetch_all(self, wanted: Iterable[tuple[str, int | None]]) -> Iterator[bytes | ImageError]:
+        """Fetch (source, task id) pairs in parallel and yield the outcomes in order.
+
+        No more than twice as many pictures as connections are held or on their way at a time.
+        """
+        pending: deque[Future[bytes | ImageError]] = deque()
+        try:
+            for source, task_id in wanted:
+                pending.append(self._threads.submit(self._outcome, source, task_id))
+                if len(pending) == 2 * self._connections:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
+
+    def _outcome(self, source: str, task_id: int | None) -> bytes | ImageError:
+        try:
+            return self.fetch(source, task_id)
+        except ImageError as error:
+            return error
+
+    def _target(self, source: str, task_id: int | None) -> httpx.URL:
+        is_cloud = _scheme(source) in _CLOUD_SCHEMES
+        if is_cloud and task_id is None:
+            raise ImageError(
+                f"{_shown(source)}: cloud storage is read through Label Studio, by the id of a "
+                "task, and this task has none; import it into Label Studio first"
+            )
+        if (is_cloud or source.startswith("/")) and self._authorization is None:
+            raise _not_configured(source)
+        if is_cloud:
+            uri = base64.urlsafe_b64encode(source.encode()).decode()
+            return self._absolute(f"/tasks/{task_id}/presign/?fileuri={uri}")
+        return self._absolute(source)
+
+    def _absolute(self, source: str) -> httpx.URL:
+        is_path = source.startswith("/") and not source.startswith("//")
+        if not is_path and _scheme(source) not in {"http", "https"}:
+            raise ImageError(
+                f"{_shown(source)}: not a supported image source; task data can name http:// and "
+                "https:// URLs, paths on Label Studio such as /data/upload/…, s3://, gs:// and "
+                "azure-blob:// URIs, and data: URIs"
+            )
+        if is_path and self._label_studio is None:
+            raise _not_configured(source)
+        try:
+            url = self._on_label_studio(source) if is_path else httpx.URL(source)
+        except httpx.InvalidURL as error:
+            raise ImageError(f"{_shown(source)}: not a valid URL") from error
+        if not url.host:
+            raise ImageError(f"{_shown(source)}: not a valid URL")
+        return url
+
+    def _on_label_studio(self, path: str) -> httpx.URL:
+        base = str(self._label_studio).rstrip("/")
+        prefix = httpx.URL(base).path.rstrip("/")
+        # A Label Studio under a sub-path writes it into the paths of some uploads, not of all.
+        if prefix and path.startswith(f"{prefix}/"):
+            path = path.removeprefix(prefix)
+        return httpx.URL(base + path)
+
+    def _is_label_studio(self, url: httpx.URL) -> bool:
+        return self._label_studio is not None and _origin(url) == _origin(self._label_studio)
+
+    def _download(self, url: httpx.URL, deadline: float) -> bytes:
+        try:
+            for _ in range(_MAX_REDIRECTS + 1):
+                headers: Mapping[str, str] = {}
+                if self._is_label_studio(url):
+                    url = _without_credentials(url)
+                    headers = self._authorization() if self._authorization else {}
+                remaining = deadline - time.monotonic()
+                if remaining <= 0:
+                    raise self._timed_out(url)
+                with self._client.stream("GET", url, headers=headers, timeout=remaining) as answer:
+                    if not answer.has_redirect_location:
+                        self._check_status(answer)
+                        return self._read(answer, deadline)
+                    url = url.join(answer.headers["location"])
+                    if url.scheme not in {"http", "https"} or not url.host:
+                        raise ImageError("redirected to something that is not a web address")
+        except httpx.TimeoutException as error:
+            raise self._timed_out(url) from error
+        except httpx.TransportError as error:
+            raise _TemporaryError(f"{url.host} cannot be reached: {error}") from error
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise ImageError(f"{url.host} sent an answer that cannot be read") from error
+        except (LabelStudioError, SettingsError) as error:
+            raise ImageError(str(error), permanent=False) from error
+        raise ImageError(f"redirected more than {_MAX_REDIRECTS} times")
+
+    def _check_status(self, answer: httpx.Response) -> None:
+        status = answer.status_code
+        host = answer.url.host
+        if status == httpx.codes.OK:
+            return
+        if status == httpx.codes.TOO_MANY_REQUESTS or status >= 500:
+            raise _TemporaryError(f"{host} answered {status}")
+        if status in {httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN}:
+            advice = (
+                "check LABEL_STUDIO_API_KEY and that its user may see the project"
+                if self._is_label_studio(answer.url)
+                else "the picture is not public, or its signature has run out"
+            )
+            raise ImageError(f"{host} answered {status}; {advice}", permanent=False)
+        if status == httpx.codes.NOT_FOUND and self._is_label_studio(answer.url):
+            raise ImageError(
+                f"{host} answered 404; it has no such file, or its project no storage for it"
+            )
+        raise ImageError(f"{host} answered {status}")
+
+    def _read(self, answer: httpx.Response, deadline: float) -> bytes:
+        declared = answer.headers.get("content-length", "")
+        if declared.isdecimal() and int(declared) > self._limits.max_bytes:
+            raise self._too_large()
+        body = bytearray()
+        for chunk in answer.iter_bytes():
+            body += chunk
+            if len(body) > self._limits.max_bytes:
+                raise self._too_large()
+            if time.monotonic() > deadline:
+                raise self._timed_out(answer.url)
+        return bytes(body)
+
+    def _from_data_uri(self, source: str) -> bytes:
+        header, comma, payload = source.partition(",")
+        if not comma:
+            raise ImageError("data: URI without a comma before its data")
+        # Base64 has four characters for three bytes, percent-encoding three for one.
+        if len(payload) > 3 * self._limits.max_bytes:
+            raise self._too_large()
+        data = unquote_to_bytes(payload)
+        if header.lower().endswith(";base64"):
+            compact = b"".join(data.split()).rstrip(b"=")
+            try:
+                data = base64.b64decode(compact + b"=" * (-len(compact) % 4), validate=True)
+            except binascii.Error as error:
+                raise ImageError("data: URI with broken base64") from error
+        if len(data) > self._limits.max_bytes:
+            raise self._too_large()
+        return data
+
+    def _too_large(self) -> ImageError:
+        return ImageError(f"larger than the limit of {self._limits.max_bytes} bytes")
+
+    def _timed_out(self, url: httpx.URL) -> _TemporaryError:
+        return _TemporaryError(
+            f"{url.host} did not send the picture within {self._limits.timeout:g} s"
+        )
+
+
+def decode(data: bytes, limits: ImageLimits) -> Image.Image:
+    """Decode a picture as an annotator sees it: upright, on white, 8 bits, RGB, first frame.
+
+    Raises ImageError for what is no picture, is broken or cut off, or has too many pixels.
+    """
+    try:
+        image = _open(data)
+        width, height = image.size
+        if width * height > limits.max_pixels:
+            raise ImageError(
+                f"the picture has {width} x {height} pixels; the limit is {limits.max_pixels}"
+            )
+        image.load()
+        turn = _turn(image)
+        picture = _to_rgb(image)
+        return picture if turn is None else picture.transpose(turn)
+    except ImageError:
+        raise
+    except Exception as error:
+        # On hostile bytes Pillow's decoders raise almost anything.
+        raise ImageError(f"the picture is broken or cut off: {error}") from error
+
+
+def _open(data: bytes) -> ImageFile.ImageFile:
+    # Image.open would warn about pictures past a process-wide pixel limit before their size is
+    # known to us, so its registry of formats is used without it.
+    Image.init()
+    for name in _FORMATS:
+        if name not in Image.OPEN:
+            continue
+        factory, accept = Image.OPEN[name]
+        accepted = accept(data[:16]) if accept else True
+        if isinstance(accepted, str):
+            raise ImageError(f"this installation of Pillow cannot read {name}")
+        if accepted:
+            return factory(BytesIO(data), "")
+    raise _not_a_picture(data)
+
+
+def _not_a_picture(data: bytes) -> ImageError:
+    head = data[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if b"<svg" in head:
+        return ImageError("the picture is SVG, which is not supported; convert it to PNG")
+    if head.startswith((b"<", b"{")):
+        return ImageError(
+            "not a picture: the server sent a page or a message; is the link right, and the "
+            "token valid?",
+            permanent=False,
+        )
+    if not data:
+        return ImageError("not a picture: the file is empty")
+    return ImageError(f"not a picture in a supported format ({', '.join(_FORMATS)})")
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # noqa: BLE001 - a broken EXIF block hides no pixel
+        return None
+    return _TURNS.get(orientation) if isinstance(orientation, int) else None
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16") or image.mode in {"I", "F"}:
+        return _from_deep_grey(image).convert("RGB")
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        white = Image.new("RGBA", layer.size, "white")
+        white.alpha_composite(layer)
+        return white.convert("RGB")
+    return image.convert("RGB")
+
+
+def _from_deep_grey(image: Image.Image) -> Image.Image:
+    values = np.asarray(image).astype(np.float32)
+    np.nan_to_num(values, copy=False, posinf=0.0, neginf=0.0)
+    # 16 bits have a white that all programs agree on; 32 bits and floats have none.
+    is_16_bit = image.mode.startswith("I;16") or image.format == "PNG"
+    low, high = (0.0, 65535.0) if is_16_bit else (float(values.min()), float(values.max()))
+    values -= low
+    values *= 255.0 / (high - low or 1.0)
+    return Image.fromarray(np.rint(values).clip(0, 255).astype(np.uint8))
+
+
+def _cleaned(source: str) -> str:
+    # JSON can smuggle in half a surrogate pair, which no URL can be made of.
+    if not source.isascii() and any("\ud800" <= character <= "\udfff" for character in source):
+        raise ImageError("the image source has characters that cannot be encoded")
+    return source.strip()
+
+
+def _scheme(source: str) -> str:
+    match = _SCHEME.match(source)
+    return match.group(1).lower() if match else ""
+
+
+def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
+    return url.scheme, url.host, url.port
+
+
+def _without_credentials(url: httpx.URL) -> httpx.URL:
+    return url.copy_with(userinfo=b"")
+
+
+def _decoded_file_uri(url: httpx.URL) -> str | None:
+    encoded = parse_qs(url.query.decode("latin-1")).get("fileuri", [""])[0]
+    try:
+        uri = base64.urlsafe_b64decode(encoded).decode()
+    except ValueError:
+        return None
+    return uri if _scheme(uri) in _CLOUD_SCHEMES else None
+
+
+def _not_configured(source: str) -> ImageError:
+    return ImageError(
+        f"{_shown(source)}: this picture is read through Label Studio; "
+        "set LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY"
+    )
+
+
+def _shown(source: str) -> str:
+    """Name a source in a message, without userinfo, signatures and whole data URIs."""
+    if _scheme(source) == "data":
+        return "data: URI"
+    if source.startswith("/") and not source.startswith("//"):
+        return source[:200]
+    place = source.partition("?")[0].partition("#")[0]
+    return re.sub(r"//[^/]*@", "//", place)[:200]

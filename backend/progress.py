@@ -1,0 +1,141 @@
+"""What the terminal shows of work that goes on in the worker."""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime, timezone
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from backend.errors import QueueError, SettingsError
+from backend.jobs.queue import JobQueue
+from backend.settings import Settings
+from backend.store import Store
+from backend.store.requests import Kind
+
+_LOOK_EVERY = 0.25
+
+# What stands between an event and a queue that shows it.
+_WORK = (Kind.TRAIN, Kind.SYNC, Kind.EMBED, Kind.REFRESH)
+
+
+def follow(store: Store, settings: Settings, project_id: int) -> None:
+    """Show a progress bar until a project's open tasks are predicted.
+
+    Raises QueueError where nobody does the work.
+    """
+    queue = JobQueue(settings.redis)
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    ) as bar:
+        shown = bar.add_task("waiting for the worker", total=None)
+        while waiting := store.requests.waiting(project_id, _WORK):
+            _check_worker(queue)
+            error = next((item.error for item in waiting if item.error), None)
+            if error is not None:
+                bar.console.print(f"[yellow]trying again:[/] {error}", highlight=False)
+            project = store.projects.get(project_id)
+            version = project.model_version if project is not None else None
+            progress = store.tasks.progress(project_id, version)
+            bar.update(
+                shown,
+                description=_description({item.request.kind for item in waiting}),
+                completed=progress.predicted,
+                total=progress.open or None,
+            )
+            time.sleep(2.0 if error is not None else _LOOK_EVERY)
+        project = store.projects.get(project_id)
+        version = project.model_version if project is not None else None
+        progress = store.tasks.progress(project_id, version)
+        bar.update(
+            shown,
+            description="predicted",
+            completed=progress.predicted,
+            total=max(progress.open, 1) if not progress.open else progress.open,
+        )
+    console = Console()
+    console.print(
+        f"project {project_id}: {progress.predicted} of {progress.open} open tasks carry a "
+        f"prediction of {version}",
+        highlight=False,
+    )
+    if progress.predicted < progress.open:
+        console.print(
+            "The others have pictures that cannot be had: run "
+            f"`clip-backend doctor --project {project_id}`",
+            highlight=False,
+        )
+
+
+def show_status(store: Store, settings: Settings) -> None:
+    """Print the projects, the workers and what is waiting."""
+    console = Console()
+    table = Table("project", "version", "annotated", "open", "predicted", "published", "work")
+    for project in store.projects.all():
+        version = store.versions.active(project.id)
+        progress = store.tasks.progress(project.id, project.model_version)
+        published = "–"
+        if version is not None:
+            when = datetime.fromtimestamp(version.created_at, timezone.utc).astimezone()
+            published = f"{when:%Y-%m-%d %H:%M:%S}"
+        table.add_row(
+            str(project.id),
+            project.model_version or "–",
+            str(version.annotations) if version is not None else "–",
+            str(progress.open),
+            str(progress.predicted),
+            published,
+            _work(store, project.id) if project.connected else "disconnected",
+        )
+    console.print(table)
+    queue = JobQueue(settings.redis)
+    try:
+        queue.check()
+    except QueueError as error:
+        console.print(f"[red]{error}[/]", highlight=False)
+        return
+    workers = queue.workers()
+    for worker in workers:
+        console.print(f"worker on {worker.device} with {worker.encoder}", highlight=False)
+    if not workers:
+        console.print("[red]no worker is running:[/] start one with `clip-backend up`")
+
+
+def _check_worker(queue: JobQueue) -> None:
+    queue.check()
+    until = time.monotonic() + 60
+    # A worker that is starting still loads CLIP.
+    while not queue.workers():
+        if time.monotonic() > until:
+            raise SettingsError(
+                "No worker is running: start one with `clip-backend up` or `clip-backend worker`"
+            )
+        time.sleep(_LOOK_EVERY)
+
+
+def _description(kinds: set[Kind]) -> str:
+    names = {
+        Kind.EMBED: "embedding pictures",
+        Kind.SYNC: "listing tasks",
+        Kind.TRAIN: "training",
+        Kind.REFRESH: "pushing predictions",
+    }
+    return next(name for kind, name in names.items() if kind in kinds)
+
+
+def _work(store: Store, project_id: int) -> str:
+    parts = []
+    for item in store.requests.waiting(project_id, _WORK):
+        text = item.request.kind.value
+        if item.error is not None:
+            text += f" (tried {item.attempts} times: {item.error})"
+        elif item.running:
+            text += " (running)"
+        parts.append(text)
+    return ", ".join(dict.fromkeys(parts)) or "idle"

@@ -1,0 +1,67 @@
+"""What gunicorn loads: `gunicorn --worker-class gthread 'backend.wsgi:create()'`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flask import Flask
+from gunicorn.app.base import BaseApplication
+
+from backend import assembly
+from backend.api.routes import ApiServices, create_app
+from backend.clip.encoder import BackgroundEncoder
+from backend.logs import configure_logging
+from backend.settings import Settings
+from backend.store import Store
+
+
+def create(settings: Settings | None = None) -> Flask:
+    """Return the WSGI app; CLIP is loaded in the background meanwhile.
+
+    Raises SettingsError or DatabaseError for what is missing at start.
+    """
+    settings = settings or Settings.read()
+    configure_logging(settings.log_level)
+    configured = None not in (settings.label_studio_url, settings.label_studio_api_key)
+    client = assembly.label_studio(settings) if configured else None
+    encoder = BackgroundEncoder(lambda: assembly.encoder(settings))
+    app = create_app(
+        ApiServices(
+            settings=settings,
+            store=Store.open(settings.database),
+            encoder=encoder,
+            images=assembly.image_fetcher(settings, client),
+            limits=assembly.image_limits(settings),
+        )
+    )
+    encoder.start()
+    return app
+
+
+class Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
+    """Gunicorn with one process, so that CLIP is loaded once, and threads that share it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        super().__init__()
+
+    def load_config(self) -> None:
+        """Set gunicorn's options."""
+        options: dict[str, Any] = {
+            "bind": f"{self._settings.host}:{self._settings.port}",
+            "worker_class": "gthread",
+            "workers": 1,
+            "threads": self._settings.threads,
+            # Loading CLIP holds the interpreter for seconds at a time on a busy machine.
+            "timeout": 120,
+            "graceful_timeout": 25,
+            "loglevel": "warning",
+            "control_socket_disable": True,
+        }
+        for name, value in options.items():
+            if name in self.cfg.settings:
+                self.cfg.set(name, value)
+
+    def load(self) -> Flask:
+        """Return the app, in the process that answers."""
+        return create(self._settings)
