@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from backend.errors import QueueError, SettingsError
 from backend.jobs.queue import JobQueue
@@ -76,7 +76,15 @@ def follow(store: Store, settings: Settings, project_id: int) -> None:
 def show_status(store: Store, settings: Settings) -> None:
     """Print the projects, the workers and what is waiting."""
     console = Console()
-    table = Table("project", "version", "annotated", "open", "predicted", "published", "work")
+    table = Table(
+        "project",
+        Column("version", no_wrap=True),
+        "annotated",
+        "open",
+        "predicted",
+        "published",
+        "work",
+    )
     for project in store.projects.all():
         version = store.versions.active(project.id)
         progress = store.tasks.progress(project.id, project.model_version)

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
@@ -45,7 +45,6 @@ class Child:
     started_at: float = 0.0
     start_at: float = 0.0
     failures: int = 0
-    exits: list[int] = field(default_factory=list)
 
 
 def redis_command(settings: Settings) -> list[str]:
@@ -70,6 +69,7 @@ def redis_command(settings: Settings) -> list[str]:
         *("--save", ""),
         *("--appendonly", "no"),
         *("--loglevel", "warning"),
+        *("--logfile", "redis.log"),
     ]
 
 

@@ -1,0 +1,62 @@
+# Everything that a developer or a first-time user runs. Each step says what it does.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+LABEL_STUDIO := .venv-label-studio
+# Passed to pip as they are, such as PIP_ARGS="--index-url ..." to choose a build of torch.
+PIP_ARGS ?=
+DEMO_ARGS := $(if $(AUTO),--auto)
+
+.PHONY: help install demo test lint format bench clean
+
+help:
+	@echo "make demo          a real Label Studio with a project of drawn pictures, connected"
+	@echo "make demo AUTO=1   the same, annotating by itself and printing how accuracy rises"
+	@echo "make test          every test"
+	@echo "make lint          ruff, mypy, import-linter"
+	@echo "make format        let ruff format the code"
+	@echo "make bench         the benchmarks"
+	@echo "make clean         remove what make has installed and the demo's data"
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml
+	@echo "==> installing the backend and its tools into $(VENV) (torch is large: some minutes)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet $(PIP_ARGS) --editable ".[dev]"
+	@touch $@
+
+$(LABEL_STUDIO)/.installed:
+	@echo "==> installing Label Studio into $(LABEL_STUDIO), apart from the backend"
+	@test -x $(LABEL_STUDIO)/bin/python || $(PYTHON) -m venv $(LABEL_STUDIO)
+	@$(LABEL_STUDIO)/bin/python -m pip install --quiet $(PIP_ARGS) "label-studio>=1.23"
+	@touch $@
+
+demo: $(VENV)/.installed $(LABEL_STUDIO)/.installed
+	@echo "==> starting the demo"
+	@$(BIN)/clip-backend demo $(DEMO_ARGS)
+
+test: $(VENV)/.installed $(LABEL_STUDIO)/.installed
+	@scripts/install_chromium
+	@echo "==> running every test"
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed
+	@echo "==> ruff"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@echo "==> mypy"
+	@$(BIN)/mypy
+	@echo "==> import-linter"
+	@$(BIN)/lint-imports
+
+format: $(VENV)/.installed
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: $(VENV)/.installed
+	@for file in benchmarks/*.py; do echo "==> $$file"; $(BIN)/python $$file || exit 1; done
+
+clean:
+	rm -rf $(VENV) $(LABEL_STUDIO) demo-data build *.egg-info
