@@ -8,6 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from rich.console import Console
+from rich.progress import track
+
 from backend.api.auth import SECRET_HEADER, digest
 from backend.errors import LabelingConfigError, LabelStudioError, SettingsError
 from backend.labelstudio.client import LabelStudio
@@ -114,10 +117,7 @@ class Connection:
         self._remove("view", self._client.remove_view, report)
         self._undo_webhook(report)
         self._remove("ml_backend", self._client.remove_ml_backend, report)
-        for name in self._client.prediction_counts(self._project_id):
-            if is_ours(name):
-                self._client.delete_model_version(self._project_id, name)
-                report(f"removed the predictions of {name}")
+        self._remove_predictions(report)
         before = self._record["project"]
         values = {
             name: before[name]
@@ -260,6 +260,21 @@ class Connection:
             if error.label_studio_status != 404:
                 raise
         report(f"removed the {what.replace('ml_backend', 'ML backend')}")
+
+    def _remove_predictions(self, report: Callable[[str], None]) -> None:
+        ours = [
+            prediction
+            for prediction in self._client.predictions(self._project_id)
+            if is_ours(prediction.model_version)
+        ]
+        # One at a time: a whole version at once keeps annotators out meanwhile (see jobs/sweep.py).
+        for prediction in track(ours, "removing predictions", console=Console(stderr=True)):
+            try:
+                self._client.delete_prediction(prediction.id)
+            except LabelStudioError as error:
+                if error.label_studio_status != 404:
+                    raise
+        report(f"removed {len(ours)} predictions")
 
     def _undo_webhook(self, report: Callable[[str], None]) -> None:
         webhook = self._record.get("webhook")

@@ -35,11 +35,13 @@ def follow(store: Store, settings: Settings, project_id: int) -> None:
         console=Console(stderr=True),
     ) as bar:
         shown = bar.add_task("waiting for the worker", total=None)
+        told = None
         while waiting := store.requests.waiting(project_id, _WORK):
             _check_worker(queue)
             error = next((item.error for item in waiting if item.error), None)
-            if error is not None:
+            if error is not None and error != told:
                 bar.console.print(f"[yellow]trying again:[/] {error}", highlight=False)
+                told = error
             project = store.projects.get(project_id)
             version = project.model_version if project is not None else None
             progress = store.tasks.progress(project_id, version)
@@ -49,7 +51,7 @@ def follow(store: Store, settings: Settings, project_id: int) -> None:
                 completed=progress.predicted,
                 total=progress.open or None,
             )
-            time.sleep(2.0 if error is not None else _LOOK_EVERY)
+            time.sleep(_LOOK_EVERY)
         project = store.projects.get(project_id)
         version = project.model_version if project is not None else None
         progress = store.tasks.progress(project_id, version)

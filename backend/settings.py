@@ -177,8 +177,12 @@ class Settings(BaseSettings):
     def _is_web_address(cls, value: str | None) -> str | None:
         if value is None:
             return None
-        parts = urlsplit(value)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        try:
+            parts = urlsplit(value)
+            valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        except ValueError:  # brackets that do not match, or a port that is no number
+            valid = False
+        if not valid:
             raise ValueError("must be an address such as http://localhost:8080")
         if parts.username or parts.password:
             raise ValueError("must not contain credentials; use LABEL_STUDIO_API_KEY")

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta, timezone
 import orjson
 import redis
 from rq import Queue as RQQueue
-from rq.exceptions import DuplicateJobError, NoSuchJobError
+from rq.exceptions import DuplicateJobError, InvalidJobOperation, NoSuchJobError
 from rq.job import Job, JobStatus
 from rq.serializers import JSONSerializer
 
@@ -71,7 +71,8 @@ class JobQueue:
         try:
             self._enqueue(queue, job_id, request)
         except DuplicateJobError:
-            with suppress(NoSuchJobError):
+            # A job that ends between two looks at it has no status either.
+            with suppress(NoSuchJobError, InvalidJobOperation):
                 job = Job.fetch(job_id, connection=self.connection, serializer=JSONSerializer)
                 if self._is_under_way(queue, job):
                     return

@@ -45,13 +45,12 @@ def reconcile(services: Services, claim: Claim) -> None:
     if project.model_version is not None:
         recorded = len(store.tasks.predicted(project_id, project.model_version))
         superseded = [name for name in counts if is_ours(name) and name != project.model_version]
-        if (
-            superseded
-            or counts.get(project.model_version, 0) != recorded
-            or (recorded and remote.model_version != project.model_version)
-        ):
+        if superseded or counts.get(project.model_version, 0) != recorded:
+            wanted.add(Kind.SWEEP)
+        if recorded and remote.model_version != project.model_version:
             wanted.add(Kind.REFRESH)
         if progress.predicted < progress.open:
+            wanted.add(Kind.REFRESH)
             # Pictures that could not be had are tried again after a while.
             config = parse_labeling_config(project.label_config)
             request_missing(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 from backend.errors import LabelStudioError
@@ -19,7 +18,10 @@ log = logging.getLogger(__name__)
 
 # What annotators are served next should be there at once; the rest follows in larger pieces.
 FIRST_CHUNK = 200
-CHUNK = 1000
+CHUNK = 500
+
+# A sweep lists all predictions: not after each of many versions in a row, in seconds.
+SWEEP_DELAY = 2.0
 
 
 def refresh(services: Services, claim: Claim) -> None:
@@ -64,6 +66,7 @@ def _push(services: Services, claim: Claim, version: Version, config: LabelingCo
     ]
     least_certain_first = 1 if version.score == Score.CONFIDENCE.value else -1
     predictions.sort(key=lambda prediction: least_certain_first * prediction.score)
+    pushed = 0
     for chunk in _chunks(predictions):
         project = store.projects.get(project_id)
         if (
@@ -73,6 +76,8 @@ def _push(services: Services, claim: Claim, version: Version, config: LabelingCo
             or project.model_version != version.name
         ):
             return False
+        if pushed and _is_to_be_superseded(services, project_id):
+            break
         services.label_studio.import_predictions(
             project_id,
             [
@@ -90,15 +95,28 @@ def _push(services: Services, claim: Claim, version: Version, config: LabelingCo
             [prediction.task_id for prediction in chunk if prediction.task_id is not None],
             version.name,
         )
-        _switch(services, version)
+        if not pushed:
+            _switch(services, version)
+        pushed += len(chunk)
     if predictions:
         log.info(
-            "refreshed project=%d version=%s predictions=%d",
+            "refreshed project=%d version=%s predictions=%d of=%d",
             project_id,
             version.name,
+            pushed,
             len(predictions),
         )
     return True
+
+
+def _is_to_be_superseded(services: Services, project_id: int) -> bool:
+    # While people annotate, a version lives for seconds: they are served its most uncertain
+    # tasks, and the many others wait for the version that stays. The training that is waited
+    # for asks for a refresh when it is done.
+    return any(
+        not waiting.attempts
+        for waiting in services.store.requests.waiting(project_id, (Kind.TRAIN,))
+    )
 
 
 def _switch(services: Services, version: Version) -> None:
@@ -109,48 +127,15 @@ def _switch(services: Services, version: Version) -> None:
 
 
 def _settle(services: Services, version: Version) -> None:
-    """Remove our superseded predictions, and mend what the mirror and Label Studio disagree on."""
+    """See that the queue follows the version, and ask for what is too many to be removed."""
     store, project_id = services.store, version.project_id
     counts = services.label_studio.prediction_counts(project_id)
     if counts.get(version.name):
         _switch(services, version)
-    # Until the last picture is embedded, an older prediction is better than none.
-    if not store.requests.waiting(project_id, (Kind.SYNC, Kind.EMBED)):
-        for name in counts:
-            if is_ours(name) and name != version.name:
-                services.label_studio.delete_model_version(project_id, name)
-                log.info("removed superseded predictions project=%d version=%s", project_id, name)
-    if counts.get(version.name, 0) != len(store.tasks.predicted(project_id, version.name)):
-        _mend(services, version)
-
-
-def _mend(services: Services, version: Version) -> None:
-    """Leave one prediction of the version a task, and record where there is one.
-
-    An import whose answer was lost, Label Studio's own call of /predict while a refresh runs, and
-    people who delete predictions all make the mirror wrong.
-    """
-    store, project_id = services.store, version.project_id
-    by_task: dict[int, list[int]] = defaultdict(list)
-    for prediction in services.label_studio.predictions(project_id):
-        if prediction.model_version == version.name:
-            by_task[prediction.task].append(prediction.id)
-    surplus = [extra for ids in by_task.values() for extra in sorted(ids)[:-1]]
-    for prediction_id in surplus:
-        services.label_studio.delete_prediction(prediction_id)
-    recorded = store.tasks.predicted(project_id, version.name)
-    store.tasks.mark_predicted(project_id, by_task.keys() - recorded, version.name)
-    lost = recorded - by_task.keys()
-    store.tasks.mark_unpredicted(project_id, lost)
-    log.info(
-        "mended project=%d version=%s surplus=%d lost=%d",
-        project_id,
-        version.name,
-        len(surplus),
-        len(lost),
-    )
-    if lost:
-        store.requests.add(Request(project_id, Kind.SYNC))
+    superseded = any(is_ours(name) and name != version.name for name in counts)
+    recorded = len(store.tasks.predicted(project_id, version.name))
+    if superseded or counts.get(version.name, 0) != recorded:
+        store.requests.add(Request(project_id, Kind.SWEEP), delay=SWEEP_DELAY)
 
 
 def _chunks(predictions: Sequence[Prediction]) -> Iterator[Sequence[Prediction]]:

@@ -22,6 +22,7 @@ from backend.jobs.queue import JobQueue, WorkerStatus
 from backend.jobs.reconcile import reconcile
 from backend.jobs.refresh import refresh
 from backend.jobs.services import Services, current_services
+from backend.jobs.sweep import sweep
 from backend.jobs.train import train
 from backend.store.requests import Claim, Kind, Request
 
@@ -36,6 +37,7 @@ HANDLERS: dict[Kind, Callable[[Services, Claim], None]] = {
     Kind.SYNC: sync,
     Kind.RECONCILE: reconcile,
     Kind.EMBED: embed,
+    Kind.SWEEP: sweep,
 }
 
 

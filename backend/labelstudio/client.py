@@ -8,6 +8,7 @@ import json
 import threading
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any
@@ -17,7 +18,8 @@ import tenacity
 
 from backend.errors import LabelStudioError, LabelStudioUnreachableError, SettingsError
 
-PAGE = 1000
+# On SQLite, Label Studio fails with 500 from 999 tasks a page on ("Expression tree is too large").
+PAGE = 500
 # Full annotations are a hundred times larger than a task's id and data.
 ANNOTATED_PAGE = 200
 
@@ -151,25 +153,28 @@ class LabelStudio:
 
     def version(self) -> str:
         """Return Label Studio's release."""
-        return str(self._get("/api/version")["release"])
+        with self._expecting_label_studio():
+            return str(self._get("/api/version")["release"])
 
     def user(self) -> str:
         """Return the email of the token's user."""
-        return str(self._get("/api/current-user/whoami")["email"])
+        with self._expecting_label_studio():
+            return str(self._get("/api/current-user/whoami")["email"])
 
     def project(self, project_id: int) -> RemoteProject:
         """Return a project; LabelStudioError with `label_studio_status` 404 if there is none."""
         body = self._get(f"/api/projects/{project_id}")
-        return RemoteProject(
-            id=body["id"],
-            title=body["title"],
-            label_config=body["label_config"],
-            model_version=body["model_version"] or None,
-            sampling=body["sampling"],
-            show_collab_predictions=body["show_collab_predictions"],
-            task_count=body["task_number"] or 0,
-            annotation_count=body["total_annotations_number"] or 0,
-        )
+        with self._expecting_label_studio():
+            return RemoteProject(
+                id=body["id"],
+                title=body["title"],
+                label_config=body["label_config"],
+                model_version=body["model_version"] or None,
+                sampling=body["sampling"],
+                show_collab_predictions=body["show_collab_predictions"],
+                task_count=body["task_number"] or 0,
+                annotation_count=body["total_annotations_number"] or 0,
+            )
 
     def update_project(self, project_id: int, **values: Any) -> None:
         """Set fields of a project."""
@@ -234,14 +239,6 @@ class LabelStudio:
         """Return the number of predictions by model version."""
         body = self._get(f"/api/projects/{project_id}/model-versions")
         return {str(version): int(count) for version, count in body.items()}
-
-    def delete_model_version(self, project_id: int, model_version: str) -> None:
-        """Remove all predictions of a model version."""
-        self._call(
-            "DELETE",
-            f"/api/projects/{project_id}/model-versions/",
-            json={"model_version": model_version},
-        )
 
     def predictions(self, project_id: int) -> list[RemotePrediction]:
         """Return all predictions of a project, without their results."""
@@ -318,6 +315,19 @@ class LabelStudio:
                 return
             page += 1
 
+    @contextmanager
+    def _expecting_label_studio(self) -> Iterator[None]:
+        # Another server's JSON lacks what Label Studio's has.
+        try:
+            yield
+        except (KeyError, TypeError):
+            raise self._not_label_studio() from None
+
+    def _not_label_studio(self) -> LabelStudioError:
+        return LabelStudioError(
+            f"{self.url} does not answer like Label Studio: check LABEL_STUDIO_URL"
+        )
+
     def _get(self, path: str, **query: str | int) -> Any:
         return self._call("GET", path, params=query)
 
@@ -352,6 +362,12 @@ class LabelStudio:
                 f"Label Studio is busy: {method} {path} answered {status}",
                 label_studio_status=status,
             )
+        if status == 403 and "reserved network" in response.text:
+            raise LabelStudioError(
+                "Label Studio refuses private addresses: start it with ML_BLOCK_LOCAL_IP=false "
+                "SSRF_PROTECTION_ENABLED=false, or give this backend a public address",
+                label_studio_status=status,
+            )
         if status in (401, 403):
             raise LabelStudioError(
                 f"Label Studio refuses the token for {method} {path} ({status}"
@@ -369,9 +385,7 @@ class LabelStudio:
         try:
             return response.json()
         except ValueError:
-            raise LabelStudioError(
-                f"{self.url} does not answer like Label Studio: check LABEL_STUDIO_URL"
-            ) from None
+            raise self._not_label_studio() from None
 
 
 def _task(item: Mapping[str, Any]) -> RemoteTask:

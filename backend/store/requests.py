@@ -34,6 +34,7 @@ class Kind(str, Enum):
     SYNC = "sync"
     RECONCILE = "reconcile"
     EMBED = "embed"
+    SWEEP = "sweep"
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,28 @@ from backend.errors import DatabaseError, SettingsError
 
 metadata = sa.MetaData()
 
+
+class AnyText(sa.TypeDecorator[str]):
+    """Text from outside: what no database can hold of it is replaced.
+
+    PostgreSQL refuses NUL, and halves of surrogate pairs, which JSON can smuggle in, have no bytes.
+    """
+
+    impl = sa.Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, _dialect: object) -> str | None:
+        """Return what is stored."""
+        if value is None:
+            return None
+        return value.replace("\0", "\ufffd").encode(errors="replace").decode()
+
+
 projects = sa.Table(
     "projects",
     metadata,
     sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("label_config", sa.Text, nullable=False),
+    sa.Column("label_config", AnyText, nullable=False),
     sa.Column("extra_params", sa.JSON, nullable=False),
     sa.Column("connected", sa.Boolean, nullable=False),
     sa.Column("model_version", sa.Text),
@@ -51,7 +68,7 @@ images = sa.Table(
     metadata,
     sa.Column("source", sa.String(64), primary_key=True),
     sa.Column("content", sa.String(64)),
-    sa.Column("error", sa.Text),
+    sa.Column("error", AnyText),
     sa.Column("retry_at", sa.Float),
 )
 
@@ -92,7 +109,7 @@ requests = sa.Table(
     sa.Column("owner", sa.Text),
     sa.Column("lease_until", sa.Float, nullable=False),
     sa.Column("attempts", sa.Integer, nullable=False),
-    sa.Column("error", sa.Text),
+    sa.Column("error", AnyText),
 )
 
 
@@ -148,7 +165,13 @@ def _open(address: str) -> Engine:
         ) from None
     if url.get_backend_name() == "sqlite":
         if url.database and url.database != ":memory:":
-            Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+            try:
+                Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise DatabaseError(
+                    f"The database's folder cannot be made ({error.strerror}): "
+                    "check DATABASE_URL or DATA_DIR"
+                ) from None
         engine = sa.create_engine(url)
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)

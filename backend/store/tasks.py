@@ -156,10 +156,12 @@ class Tasks:
     def progress(self, project_id: int, model_version: str | None) -> Progress:
         """Count a project's tasks."""
         is_open = tasks.c.open.is_(True)
+        # Not `== None`, which would count the tasks without a prediction.
+        carries = tasks.c.model_version == model_version if model_version else sa.false()
         query = sa.select(
             sa.func.count(),
             sa.func.count(sa.case((is_open, 1))),
-            sa.func.count(sa.case((sa.and_(is_open, tasks.c.model_version == model_version), 1))),
+            sa.func.count(sa.case((sa.and_(is_open, carries), 1))),
         ).where(tasks.c.project_id == project_id)
         with self._database.read() as connection:
             return Progress(*connection.execute(query).one())
