@@ -76,6 +76,9 @@ def _push(services: Services, claim: Claim, version: Version, config: LabelingCo
             or project.model_version != version.name
         ):
             return False
+        if pushed and services.stopping.is_set():
+            store.requests.add(claim.request)
+            break
         if pushed and _is_to_be_superseded(services, project_id):
             break
         services.label_studio.import_predictions(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from backend.labelstudio.client import LabelStudio
 from backend.prediction import Predictor
@@ -13,13 +14,18 @@ from backend.store import Store
 
 @dataclass(frozen=True)
 class Services:
-    """The parts that jobs share; `learning` is what a project without extra params gets."""
+    """The parts that jobs share.
+
+    `learning` is what a project without extra params gets; `stopping` asks a long job to leave the
+    rest to another worker.
+    """
 
     store: Store
     label_studio: LabelStudio
     predictor: Predictor
     learning: LearningSettings
     reconcile_every: float
+    stopping: threading.Event = field(default_factory=threading.Event)
 
 
 # RQ calls a job by its dotted name and passes JSON: a job finds the services of its worker here.

@@ -54,7 +54,7 @@ def sweep(services: Services, claim: Claim) -> None:
     for count, prediction in enumerate(surplus):
         if claim.lost.is_set():
             return
-        if count % LOOK_EVERY == 0 and _something_urgent(services):
+        if services.stopping.is_set() or (count % LOOK_EVERY == 0 and _something_urgent(services)):
             store.requests.add(claim.request)
             log.debug("sweep makes way project=%d left=%d", project_id, len(surplus) - count)
             return

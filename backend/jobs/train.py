@@ -35,7 +35,10 @@ def train(services: Services, claim: Claim) -> None:
     remote = remote_project(services, project_id)
     if remote is None:
         return
-    store.projects.set_up(project_id, label_config=remote.label_config)
+    if remote.label_config != project.label_config:
+        store.projects.update(project_id, label_config=remote.label_config)
+        # Another config may look at other pictures of the tasks.
+        store.requests.add(Request(project_id, Kind.SYNC))
     config = parse_labeling_config(remote.label_config)
     if not config.controls:
         log.warning("nothing to train project=%d: %s", project_id, config.sentence)

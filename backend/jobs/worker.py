@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from types import FrameType
 
 import redis
 from rq import SimpleWorker
@@ -67,13 +68,22 @@ def perform(project_id: int, kind: str, part: int) -> None:
         )
 
 
+class _Worker(SimpleWorker):
+    """RQ's worker, which tells the job at hand when it is asked to stop."""
+
+    def request_stop(self, signum: int, frame: FrameType | None) -> None:
+        current_services.get().stopping.set()
+        super().request_stop(signum, frame)  # type: ignore[no-untyped-call]
+
+
 def work(services: Services, queue: JobQueue) -> None:
     """Do jobs until a signal says to stop; finishes the one at hand."""
+    services.store.requests.free_of_the_dead()
     for project in services.store.projects.all():
         if project.connected:
             services.store.requests.add(Request(project.id, Kind.RECONCILE))
     current_services.set(services)
-    worker = SimpleWorker(
+    worker = _Worker(
         [queue.queues[kind] for kind in Kind],
         connection=queue.connection,
         serializer=JSONSerializer,

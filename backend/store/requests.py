@@ -149,6 +149,23 @@ class Requests:
                 for row in connection.execute(query)
             ]
 
+    def free_of_the_dead(self) -> None:
+        """Free what workers of this machine held that no longer run; called as one starts."""
+        now = time.time()
+        with self._database.write() as connection:
+            held = connection.execute(
+                sa.select(requests.c.owner).where(
+                    requests.c.lease_until > now,
+                    requests.c.owner.startswith(f"{socket.gethostname()}:", autoescape=True),
+                )
+            ).scalars()
+            dead = [owner for owner in held if not _lives(owner)]
+            connection.execute(
+                sa.update(requests)
+                .where(requests.c.owner.in_(dead))
+                .values(owner=None, lease_until=0.0)
+            )
+
     def forget(self, project_id: int) -> None:
         """Drop all requests of a project."""
         with self._database.write() as connection:
@@ -247,6 +264,20 @@ class Requests:
                         *_is(claim.request), requests.c.requested <= requests.c.done
                     )
                 )
+
+
+def _lives(owner: str) -> bool:
+    process = int(owner.split(":")[-2])
+    # In a container each life of a worker has the same process number; this one holds nothing yet.
+    if process == os.getpid():
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _is(request: Request) -> tuple[sa.ColumnElement[bool], ...]:
