@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from io import BytesIO
 from types import TracebackType
@@ -21,6 +22,7 @@ from PIL import ExifTags, Image, ImageFile
 from backend.errors import ImageError, LabelStudioError, SettingsError
 
 _MAX_REDIRECTS = 5
+_REMEMBERED = 100_000
 _FIRST_RETRY_AFTER = 0.2
 
 _CLOUD_SCHEMES = frozenset({"s3", "gs", "azure-blob", "azure-spi", "azure_spi"})
@@ -82,6 +84,9 @@ class ImageFetcher:
         self._authorization = authorization
         self._limits = limits
         self._connections = connections
+        # Each refresh asks for the same addresses again, and taking one apart costs as much as
+        # predicting it.
+        self._locate = lru_cache(maxsize=_REMEMBERED)(self._locate_uncached)
         self._threads = ThreadPoolExecutor(connections, thread_name_prefix="image")
         self._client = httpx.Client(
             headers={"User-Agent": "label-studio-clip-backend", "Accept-Encoding": "identity"},
@@ -118,6 +123,9 @@ class ImageFetcher:
         source = _cleaned(source)
         if _scheme(source) in _CLOUD_SCHEMES | {"data"}:
             return source
+        return self._locate(source)
+
+    def _locate_uncached(self, source: str) -> str:
         url = self._absolute(source)
         if self._is_label_studio(url) and _STORAGE_PROXY.search(url.path):
             stored = _decoded_file_uri(url)

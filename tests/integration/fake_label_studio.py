@@ -1,0 +1,207 @@
+"""Label Studio's API as far as jobs use it, kept in memory: one project, a real HTTP server.
+
+It behaves as release 1.23 does where that matters: an import that names an unknown task fails as a
+whole, and a page past the last one is not found.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import Counter
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+PROJECT = 7
+CONFIG = """
+<View>
+  <Image name="image" value="$image"/>
+  <Choices name="colour" toName="image">
+    <Choice value="red"/><Choice value="green"/><Choice value="blue"/>
+  </Choices>
+</View>
+"""
+
+
+class FakeLabelStudio:
+    """What a project holds, and the server that shows it.
+
+    `before` is called ahead of each request with its method and path: what happens meanwhile.
+    """
+
+    token = "a-legacy-token"
+
+    def __init__(self) -> None:
+        self.project: dict[str, Any] | None = {
+            "id": PROJECT,
+            "title": "Colours",
+            "label_config": CONFIG,
+            "model_version": "CLIP",
+            "sampling": "Uncertainty sampling",
+            "show_collab_predictions": True,
+        }
+        self.tasks: dict[int, dict[str, Any]] = {}
+        self.predictions: dict[int, dict[str, Any]] = {}
+        self.ml_backends: list[dict[str, Any]] = [{"id": 1, "url": "http://backend:9090"}]
+        self.imports: list[list[dict[str, Any]]] = []
+        self.requests: list[tuple[str, str]] = []
+        self.before: Callable[[str, str], None] = lambda method, path: None
+        self._ids = count(1)
+        self._clock = count(1)
+        self._lock = threading.RLock()
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._http.daemon_threads = True
+        self._thread = threading.Thread(target=self._http.serve_forever, args=(0.01,))
+        self._thread.start()
+        self.url = f"http://127.0.0.1:{self._http.server_port}"
+
+    def close(self) -> None:
+        """Stop the server."""
+        self._http.shutdown()
+        self._thread.join()
+        self._http.server_close()
+
+    def add_tasks(self, *images: str, **fields: str) -> list[int]:
+        """Import tasks as a user does; return their ids."""
+        ids = []
+        for image in images:
+            task_id = next(self._ids)
+            self.tasks[task_id] = {"data": {"image": image, **fields}, "annotations": []}
+            self._touch(task_id)
+            ids.append(task_id)
+        return ids
+
+    def annotate(self, task_id: int, *choices: str, control: str = "colour") -> None:
+        """Submit an annotation as a user does."""
+        chosen = {
+            "from_name": control,
+            "to_name": "image",
+            "type": "choices",
+            "value": {"choices": list(choices)},
+        }
+        self.tasks[task_id]["annotations"].append(
+            {"id": next(self._ids), "was_cancelled": False, "result": [chosen]}
+        )
+        self._touch(task_id)
+
+    def delete_task(self, task_id: int) -> None:
+        """Delete a task and, as Label Studio does, its predictions."""
+        del self.tasks[task_id]
+        for key, prediction in list(self.predictions.items()):
+            if prediction["task"] == task_id:
+                del self.predictions[key]
+
+    def predict(self, task_id: int, model_version: str) -> None:
+        """Store a prediction as Label Studio does with what `/predict` answers."""
+        self.predictions[next(self._ids)] = {
+            "task": task_id,
+            "model_version": model_version,
+            "score": 0.5,
+            "result": [],
+        }
+
+    def predicted(self, model_version: str | None = None) -> Counter[int]:
+        """Count the predictions by task, of one version or of all."""
+        return Counter(
+            prediction["task"]
+            for prediction in self.predictions.values()
+            if model_version in (None, prediction["model_version"])
+        )
+
+    def _touch(self, task_id: int) -> None:
+        self.tasks[task_id]["updated_at"] = f"2026-01-01T00:00:00.{next(self._clock):06d}Z"
+
+    def _answer(
+        self, method: str, path: str, query: dict[str, str], body: Any
+    ) -> tuple[int, object]:
+        parts = path.strip("/").split("/")[1:]
+        if parts[0] == "projects" and (self.project is None or parts[1] != str(PROJECT)):
+            return 404, {"detail": "No Project matches the given query."}
+        match method, parts:
+            case "GET", ["projects", _]:
+                annotations = sum(len(task["annotations"]) for task in self.tasks.values())
+                counts = {"task_number": len(self.tasks), "total_annotations_number": annotations}
+                return 200, {**(self.project or {}), **counts}
+            case "PATCH", ["projects", _]:
+                self.project = {**(self.project or {}), **body}
+                return 200, self.project
+            case "GET", ["tasks"]:
+                return self._list(query)
+            case "POST", ["projects", _, "import", "predictions"]:
+                return self._import(body)
+            case "GET", ["projects", _, "model-versions"]:
+                return 200, Counter(each["model_version"] for each in self.predictions.values())
+            case "GET", ["predictions"]:
+                return 200, [{"id": key, **each} for key, each in self.predictions.items()]
+            case "DELETE", ["predictions", key]:
+                found = self.predictions.pop(int(key), None)
+                return (204, None) if found else (404, {"detail": "Not found."})
+            case "GET", ["ml"]:
+                return 200, self.ml_backends
+        return 404, {"detail": f"{method} {path} is not faked"}
+
+    def _list(self, query: dict[str, str]) -> tuple[int, object]:
+        wanted = json.loads(query.get("query", "{}"))
+        tasks = sorted(self.tasks.items())
+        if "filters" in wanted:
+            tasks = [(key, task) for key, task in tasks if task["annotations"]]
+        if "ordering" in wanted:
+            tasks.sort(key=lambda item: item[1]["updated_at"], reverse=True)
+        page, size = int(query.get("page", "1")), int(query["page_size"])
+        shown = tasks[(page - 1) * size : page * size]
+        if page > 1 and not shown:
+            return 404, {"detail": "Invalid page."}
+        items = [
+            {
+                "id": key,
+                "data": task["data"],
+                "is_labeled": bool(task["annotations"]),
+                "total_annotations": len(task["annotations"]),
+                "updated_at": task["updated_at"],
+                "annotations": task["annotations"],
+            }
+            for key, task in shown
+        ]
+        return 200, {"tasks": items, "total": len(tasks)}
+
+    def _import(self, body: list[dict[str, Any]]) -> tuple[int, object]:
+        unknown = {item["task"] for item in body} - self.tasks.keys()
+        if unknown:
+            return 400, {"validation_errors": f"unknown tasks {sorted(unknown)}"}
+        self.imports.append(body)
+        self.predictions |= {next(self._ids): item for item in body}
+        return 201, {"created": len(body)}
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        fake = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def answer(self) -> None:
+                length = int(self.headers.get("Content-Length") or 0)
+                body = json.loads(self.rfile.read(length)) if length else None
+                address = urlsplit(self.path)
+                query = {key: values[0] for key, values in parse_qs(address.query).items()}
+                with fake._lock:
+                    fake.requests.append((self.command, address.path))
+                    if self.headers.get("Authorization") != f"Token {fake.token}":
+                        status, answer = 401, {"detail": "Invalid token."}
+                    else:
+                        fake.before(self.command, address.path)
+                        status, answer = fake._answer(self.command, address.path, query, body)
+                data = b"" if answer is None else json.dumps(answer).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            do_GET = do_POST = do_PATCH = do_DELETE = answer  # noqa: N815 — http.server's names
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        return Handler

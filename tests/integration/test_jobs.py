@@ -1,0 +1,844 @@
+"""What the worker does with a project, against a Label Studio that is kept in memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from backend import assembly
+from backend.clip.encoder import Encoder
+from backend.jobs import refresh as refresh_module
+from backend.jobs.services import Services, current_services
+from backend.jobs.worker import perform
+from backend.labelstudio.client import LabelStudio
+from backend.labelstudio.config import parse_labeling_config
+from backend.prediction import Predictor
+from backend.settings import Settings
+from backend.store import Store
+from backend.store.projects import Project
+from backend.store.requests import Kind, Request, Waiting
+from backend.store.schema import requests
+from backend.store.tasks import Task
+from backend.store.versions import Version
+from tests.integration.conftest import PictureServer, data_uri
+from tests.integration.fake_label_studio import CONFIG, PROJECT, FakeLabelStudio
+
+pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+
+MULTIPLE = """
+<View>
+  <Image name="image" value="$image"/>
+  <Choices name="colour" toName="image" choice="multiple">
+    <Choice value="Red" alias="r" predicted_values="crimson, scarlet"/>
+    <Choice value="Green" alias="g"/>
+    <Choice value="Blue" alias="b"/>
+  </Choices>
+</View>
+"""
+
+MakeServices = Callable[..., Services]
+
+
+@pytest.fixture
+def make_services(
+    store: Store, encoder: Encoder, label_studio: FakeLabelStudio
+) -> Iterator[MakeServices]:
+    closing: list[Callable[[], None]] = []
+
+    def make(**values: object) -> Services:
+        settings = Settings.read(
+            label_studio_url=label_studio.url, label_studio_api_key=label_studio.token, **values
+        )
+        client = LabelStudio(*settings.label_studio())
+        images = assembly.image_fetcher(settings, client)
+        closing.extend((client.close, images.close))
+        predictor = Predictor(encoder, store.embeddings, images, assembly.image_limits(settings))
+        services = Services(store, client, predictor, settings.learning, 600.0)
+        current_services.set(services)
+        return services
+
+    yield make
+    for close in reversed(closing):
+        close()
+
+
+@pytest.fixture
+def services(make_services: MakeServices, store: Store) -> Services:
+    """Services, with the project set up as `/setup` does it."""
+    store.projects.set_up(PROJECT, label_config=CONFIG, extra_params={})
+    return make_services()
+
+
+def do(store: Store, kind: Kind, part: int = 0) -> None:
+    """Have one request done now, and nothing that it asks for."""
+    request = Request(PROJECT, kind, part)
+    store.requests.add(request)
+    perform(PROJECT, kind.value, part)
+    errors = [item.error for item in store.requests.waiting(PROJECT) if item.error]
+    assert errors == []
+
+
+def do_all(store: Store) -> None:
+    """Have everything done that is wanted, whatever its delay, but the next comparison."""
+    while waiting := [
+        item for item in store.requests.waiting(PROJECT) if item.request.kind is not Kind.RECONCILE
+    ]:
+        for item in waiting:
+            make_due(store, item.request)
+            perform(PROJECT, item.request.kind.value, item.request.part)
+        errors = [item.error for item in store.requests.waiting(PROJECT) if item.error]
+        assert errors == []
+
+
+def make_due(store: Store, request: Request) -> None:
+    with store.database.write() as connection:
+        connection.execute(
+            sa.update(requests)
+            .where(requests.c.kind == request.kind.value, requests.c.part == request.part)
+            .values(due_at=time.time() - 1)
+        )
+
+
+def waiting(store: Store) -> set[Kind]:
+    return {item.request.kind for item in store.requests.waiting(PROJECT)}
+
+
+def failed(store: Store, kind: Kind) -> Waiting:
+    (item,) = store.requests.waiting(PROJECT, [kind])
+    assert item.error is not None
+    return item
+
+
+def predicted_and_settled(store: Store) -> Version:
+    """Have everything trained, embedded, pushed; return the active version."""
+    store.requests.add_all([Request(PROJECT, Kind.TRAIN), Request(PROJECT, Kind.SYNC)])
+    do_all(store)
+    return active(store)
+
+
+def active(store: Store) -> Version:
+    version = store.versions.active(PROJECT)
+    assert version is not None
+    return version
+
+
+def project_of(store: Store) -> Project:
+    project = store.projects.get(PROJECT)
+    assert project is not None
+    return project
+
+
+def shades(count: int) -> list[str]:
+    steps = [index * 255 // count for index in range(count)]
+    return [data_uri((step, 60, 255 - step)) for step in steps]
+
+
+# From connected to predicted
+
+
+def test_a_new_project_ends_with_a_prediction_of_every_open_task(
+    services: Services, store: Store, label_studio: FakeLabelStudio
+) -> None:
+    ids = label_studio.add_tasks(*shades(5))
+    label_studio.annotate(ids[0], "red")
+
+    version = predicted_and_settled(store)
+
+    assert label_studio.predicted(version.name) == dict.fromkeys(ids[1:], 1)
+    assert label_studio.predicted() == label_studio.predicted(version.name)
+    assert label_studio.project is not None
+    assert label_studio.project["model_version"] == version.name
+
+
+def test_predictions_carry_what_label_studio_s_queue_and_editor_need(
+    services: Services, store: Store, label_studio: FakeLabelStudio
+) -> None:
+    (task_id,) = label_studio.add_tasks(data_uri("red"))
+
+    version = predicted_and_settled(store)
+
+    ((item,),) = label_studio.imports
+    assert item.keys() == {"task", "result", "score", "model_version"}
+    assert item["task"] == task_id
+    assert item["model_version"] == version.name
+    assert 0 <= item["score"] <= 1
+    assert item["result"][0]["value"]["choices"][0] in {"red", "green", "blue"}
+
+
+def test_a_picture_that_cannot_be_had_costs_its_task_alone(
+    services: Services, store: Store, label_studio: FakeLabelStudio, pictures: PictureServer
+) -> None:
+    good = label_studio.add_tasks(data_uri("red"), f"{pictures.url}/blue")
+    label_studio.add_tasks(f"{pictures.url}/missing", "", "data:image/png;base64,AAAA")
+
+    version = predicted_and_settled(store)
+
+    assert label_studio.predicted(version.name).keys() == set(good)
+
+
+def test_tasks_that_arrive_later_are_predicted_by_the_same_version(
+    services: Services, store: Store, label_studio: FakeLabelStudio
+) -> None:
+    label_studio.add_tasks(*shades(2))
+    version = predicted_and_settled(store)
+
+    (late,) = label_studio.add_tasks(data_uri("green"))
+    store.requests.add(Request(PROJECT, Kind.SYNC))
+    do_all(store)
+
+    assert active(store).name == version.name
+    assert label_studio.predicted(version.name)[late] == 1
+    assert sum(label_studio.predicted().values()) == 3
+
+
+def test_embedding_is_asked_for_in_chunks_and_only_of_what_is_missing(
+    services: Services, store: Store, label_studio: FakeLabelStudio
+) -> None:
+    label_studio.add_tasks(*shades(130))
+
+    do(store, Kind.SYNC)
+    chunks = store.requests.waiting(PROJECT, [Kind.EMBED])
+    do_all(store)
+    do(store, Kind.SYNC)
+
+    assert len(chunks) == 3
+    assert store.embeddings.count() == len(set(shades(130)))
+    assert store.requests.waiting(PROJECT, [Kind.EMBED]) == []
+
+
+# Training
+
+
+def test_the_same_labels_are_published_once(
+    services: Services, store: Store, label_studio: FakeLabelStudio
+) -> None:
+    first, second = label_studio.add_tasks(data_uri("red"), data_uri("blue"))
+    label_studio.annotate(first, "red")
+    label_studio.annotate(second, "blue")
+
+    do(store, Kind.TRAIN)
+    once = active(store)
+    do(store, Kind.TRAIN)
+
+    assert active(store).name == once.name
+    assert store.versions.names(PROJECT) == [once.name]
+    assert once.annotations == 2
+    assert once.report["colour"]["labels"] == 2
+    assert once.report["colour"]["per_choice"] == {"red": 1, "green": 0, "blue": 1}
+
+
+@pytest.mark.parametrize("change", ["annotation", "config", "params"])
+def test_what_changes_predictions_is_published_as_a_new_version(
+    services: Services, store: Store, label_studio: FakeLabelStudio, change: str
+) -> None:
+    first, second = label_studio.add_tasks(data_uri("red"), data_uri("blue"))
+    label_studio.annotate(first, "red")
+    do(store, Kind.TRAIN)
+    before = active(store)
+
+    assert label_studio.project is not None
+    if change == "annotation":
+        label_studio.annotate(second, "blue")
+    elif change == "config":
+        label_studio.project["label_config"] = CONFIG.replace('"green"', '"pink"')
+    else:
+        store.projects.set_up(PROJECT, extra_params={"query_strategy": "entropy"})
+    do(store, Kind.TRAIN)
+
+    assert active(store).number == before.number + 1
+    assert active(store).fingerprint != before.fingerprint
+
+
+def test_labels_move_the_predictions_of_similar_pictures_towards_them(
+    services: Services, store: Store, label_studio: FakeLabelStudio
+) -> None:
+    # Named the other way round: what is learnt comes from the labels, not from the names.
+    reds = [data_uri((200 + 5 * n, 10, 10)) for n in range(10)]
+    blues = [data_uri((10, 10, 200 + 5 * n)) for n in range(10)]
+    ids = label_studio.add_tasks(*reds, *blues)
+    do(store, Kind.TRAIN)
+    before = active(store).heads["colour"].head
+    for task_id in ids[:9]:
+        label_studio.annotate(task_id, "blue")
+    for task_id in ids[10:19]:
+        label_studio.annotate(task_id, "red")
+
+    do(store, Kind.TRAIN)
+
+    after = active(store).heads["colour"].head
+    (control,) = parse_labeling_config(CONFIG).controls
+    held_out = [Task(1, {"image": reds[9]}), Task(2, {"image": blues[9]})]
+    _, vectors = services.predictor.vectors_of(held_out, control)
+    labels = [control.values.index("blue"), control.values.index("red")]
+    before_for_labels = before.probabilities(vectors)[[0, 1], labels]
+    after_for_labels = after.probabilities(vectors)[[0, 1], labels]
+    assert after_for_labels.log().sum() > before_for_labels.log().sum() + 0.1
+
+
+def test_fewer_labels_than_min_annotations_leave_the_head_zero_shot(
+    make_services: MakeServices, store: Store, label_studio: FakeLabelStudio
+) -> None:
+    store.projects.set_up(PROJECT, label_config=CONFIG)
+    make_services(min_annotations=3)
+    ids = label_studio.add_tasks(data_uri("red"), data_uri("blue"), data_uri("green"))
+    do(store, Kind.TRAIN)
+    zero_shot = active(store).heads["colour"].head
+
+    label_studio.annotate(ids[0], "blue")
+    label_studio.annotate(ids[1], "red")
+    do(store, Kind.TRAIN)
+    two = active(store).heads["colour"].head
+    label_studio.annotate(ids[2], "green")
+    do(store, Kind.TRAIN)
+    three = active(store).heads["colour"].head
+
+    assert two.weights.equal(zero_shot.weights)
+    assert not three.weights.equal(zero_shot.weights)
+
+
+def test_multiple_choices_are_stored_by_alias_and_learnt_each_for_itself(
+    make_services: MakeServices, store: Store, label_studio: FakeLabelStudio
+) -> None:
+    assert label_studio.project is not None
+    label_studio.project["label_config"] = MULTIPLE
+    store.projects.set_up(PROJECT, label_config=MULTIPLE)
+    make_services()
+    ids = label_studio.add_tasks(*shades(4))
+    label_studio.annotate(ids[0], "b", "g")
+    label_studio.annotate(ids[1])
+    label_studio.annotate(ids[2], "r")
+
+    version = predicted_and_settled(store)
+
+    assert version.heads["colour"].values == ("r", "g", "b")
+    assert version.heads["colour"].head.multiple
+    assert version.report["colour"]["per_choice"] == {"r": 1, "g": 1, "b": 1}
+    ((item,),) = label_studio.imports
+    assert item["task"] == ids[3]
+    assert all(
+        set(result["value"]["choices"]) <= {"r", "g", "b"} and result["value"]["choices"]
+        for result in item["result"]
+    )
+
+
+def test_ties_unknown_choices_and_missing_pictures_are_left_out_and_counted(
+    services: Services, store: Store, label_studio: FakeLabelStudio
+) -> None:
+    tied, unknown, broken, good = label_studio.add_tasks(
+        data_uri("red"), data_uri("blue"), "data:image/png;base64,AAAA", data_uri("green")
+    )
+    label_studio.annotate(tied, "red")
+    label_studio.annotate(tied, "blue")
+    label_studio.annotate(unknown, "mauve")
+    label_studio.annotate(broken, "red")
+    label_studio.annotate(good, "green")
+
+    do(store, Kind.TRAIN)
+
+    report = active(store).report["colour"]
+    assert report["labels"] == 1
+    assert (report["ties"], report["unknown_choices"], report["without_picture"]) == (1, 1, 1)
+
+
+def test_a_config_with_nothing_for_us_publishes_nothing(
+    services: Services, store: Store, label_studio: FakeLabelStudio
+) -> None:
+    assert label_studio.project is not None
+    label_studio.project["label_config"] = "<View/>"
+    label_studio.add_tasks(data_uri("red"))
+
+    do(store, Kind.TRAIN)
+    do(store, Kind.SYNC)
+    do_all(store)
+
+    assert store.versions.active(PROJECT) is None
+    assert label_studio.imports == []
+
+
+def test_a_training_that_label_studio_refuses_is_kept_with_its_reason(
+    services: Services, store: Store, label_studio: FakeLabelStudio
+) -> None:
+    label_studio.token = "another"
+    store.requests.add(Request(PROJECT, Kind.TRAIN))
+
+    perform(PROJECT, "train", 0)
+
+    assert "LABEL_STUDIO_API_KEY" in str(failed(store, Kind.TRAIN).error)
+
+
+# Refreshing
+
+
+@pytest.mark.parametrize("score", ["confidence", "uncertainty"])
+def test_the_most_uncertain_are_pushed_first_and_in_chunks(
+    make_services: MakeServices,
+    store: Store,
+    label_studio: FakeLabelStudio,
+    monkeypatch: pytest.MonkeyPatch,
+    score: str,
+) -> None:
+    monkeypatch.setattr(refresh_module, "FIRST_CHUNK", 3)
+    monkeypatch.setattr(refresh_module, "CHUNK", 4)
+    store.projects.set_up(PROJECT, label_config=CONFIG)
+    make_services(score=score)
+    label_studio.add_tasks(*shades(10))
+
+    predicted_and_settled(store)
+
+    assert [len(chunk) for chunk in label_studio.imports] == [3, 4, 3]
+    scores = [item["score"] for chunk in label_studio.imports for item in chunk]
+    assert scores == sorted(scores, reverse=score == "uncertainty")
+    assert len(set(scores)) > 1
+
+
+def test_of_ours_the_newest_prediction_of_a_task_stays_and_others_are_left_alone(
+    services: Services, store: Store, label_studio: FakeLabelStudio
+) -> None:
+    first, second = label_studio.add_tasks(*shades(2))
+    label_studio.predict(first, "somebody-elses-model")
+    label_studio.predict(second, "clip-backend")
+    old = predicted_and_settled(store)
+
+    label_studio.annotate(first, "red")
+    store.requests.add(Request(PROJECT, Kind.TRAIN))
+    do_all(store)
+
+    new = active(store)
+    assert new.name != old.name
+    # The annotated task's own keeps saying what its annotator was shown.
+    assert label_studio.predicted(old.name) == {first: 1}
+    assert label_studio.predicted(new.name) == {second: 1}
+    assert label_studio.predicted("somebody-elses-model") == {first: 1}
+    assert label_studio.predicted("clip-backend") == {second: 1}
+    assert label_studio.project is not None
+    assert label_studio.project["model_version"] == new.name
+
+
+def test_a_refresh_of_what_is_already_there_pushes_nothing(
+    services: Services, store: Store, label_studio: FakeLabelStudio
+) -> None:
+    label_studio.add_tasks(*shades(3))
+    predicted_and_settled(store)
+    before = dict(label_studio.predictions)
+    label_studio.requests.clear()
+
+    do(store, Kind.REFRESH)
+
+    assert label_studio.predictions == before
+    assert {method for method, _ in label_studio.requests} == {"GET"}
+
+
+def test_predictions_that_label_studio_asked_for_meanwhile_are_no_duplicates_in_the_end(
+    services: Services, store: Store, label_studio: FakeLabelStudio
+) -> None:
+    ids = label_studio.add_tasks(*shades(4))
+
+    def ask_for_two_meanwhile(method: str, path: str) -> None:
+        if path.endswith("/import/predictions"):
+            for task_id in ids[:2]:
+                label_studio.predict(task_id, active(store).name)
+
+    label_studio.before = ask_for_two_meanwhile
+
+    version = predicted_and_settled(store)
+
+    assert label_studio.predicted(version.name) == dict.fromkeys(ids, 1)
+    assert store.tasks.predicted(PROJECT, version.name) == set(ids)
+
+
+def test_predictions_that_somebody_deleted_are_pushed_again(
+    services: Services, store: Store, label_studio: FakeLabelStudio
+) -> None:
+    ids = label_studio.add_tasks(*shades(3))
+    version = predicted_and_settled(store)
+    label_studio.predictions.popitem()
+
+    store.requests.add(Request(PROJECT, Kind.REFRESH))
+    do_all(store)
+
+    assert label_studio.predicted(version.name) == dict.fromkeys(ids, 1)
+
+
+def test_a_task_deleted_since_it_was_mirrored_does_not_stop_the_rest(
+    services: Services, store: Store, label_studio: FakeLabelStudio
+) -> None:
+    ids = label_studio.add_tasks(*shades(4))
+    gone = ids[1]
+
+    def delete_before_the_import(method: str, path: str) -> None:
+        if path.endswith("/import/predictions") and gone in label_studio.tasks:
+            label_studio.delete_task(gone)
+
+    label_studio.before = delete_before_the_import
+
+    version = predicted_and_settled(store)
+
+    assert label_studio.predicted(version.name) == dict.fromkeys(set(ids) - {gone}, 1)
+
+
+def test_an_import_that_label_studio_always_refuses_is_kept_with_its_reason(
+    services: Services, store: Store, label_studio: FakeLabelStudio
+) -> None:
+    label_studio.add_tasks(*shades(2))
+    do(store, Kind.TRAIN)
+    do(store, Kind.SYNC)
+    do(store, Kind.EMBED)
+
+    hidden: dict[int, Any] = {}
+
+    def hide_the_tasks_from_imports(method: str, path: str) -> None:
+        label_studio.tasks.update(hidden)
+        hidden.clear()
+        if path.endswith("/import/predictions"):
+            hidden.update(label_studio.tasks)
+            label_studio.tasks.clear()
+
+    label_studio.before = hide_the_tasks_from_imports
+    store.requests.add(Request(PROJECT, Kind.REFRESH))
+    perform(PROJECT, "refresh", 0)
+
+    assert "unknown tasks" in str(failed(store, Kind.REFRESH).error)
+
+
+def test_a_version_published_between_two_chunks_takes_over(
+    services: Services,
+    store: Store,
+    label_studio: FakeLabelStudio,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(refresh_module, "FIRST_CHUNK", 2)
+    monkeypatch.setattr(refresh_module, "CHUNK", 2)
+    ids = label_studio.add_tasks(*shades(8))
+    do(store, Kind.TRAIN)
+    do(store, Kind.SYNC)
+    do(store, Kind.EMBED)
+    old = active(store)
+
+    def publish_after_the_first_chunk(method: str, path: str) -> None:
+        if method == "PATCH":
+            label_studio.before = lambda method, path: None
+            store.versions.publish(replace(old, fingerprint="f" * 64))
+
+    label_studio.before = publish_after_the_first_chunk
+    do_all(store)
+
+    new = active(store)
+    names = [chunk[0]["model_version"] for chunk in label_studio.imports]
+    assert names == [old.name] + [new.name] * 4
+    assert label_studio.predicted() == dict.fromkeys(ids, 1)
+    assert label_studio.predicted(new.name) == dict.fromkeys(ids, 1)
+
+
+def test_a_project_disconnected_between_two_chunks_gets_no_more(
+    services: Services,
+    store: Store,
+    label_studio: FakeLabelStudio,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(refresh_module, "FIRST_CHUNK", 2)
+    label_studio.add_tasks(*shades(8))
+
+    def disconnect(method: str, path: str) -> None:
+        if path.endswith("/import/predictions"):
+            store.projects.update(PROJECT, connected=False)
+
+    label_studio.before = disconnect
+
+    predicted_and_settled(store)
+
+    assert [len(chunk) for chunk in label_studio.imports] == [2]
+
+
+def test_a_disconnected_project_is_left_alone(
+    services: Services, store: Store, label_studio: FakeLabelStudio
+) -> None:
+    label_studio.add_tasks(*shades(2))
+    store.projects.update(PROJECT, connected=False)
+
+    for kind in Kind:
+        do(store, kind)
+
+    assert label_studio.requests == []
+    assert store.requests.waiting(PROJECT) == []
+
+
+def test_while_another_training_is_waited_for_only_the_most_uncertain_are_pushed(
+    services: Services,
+    store: Store,
+    label_studio: FakeLabelStudio,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(refresh_module, "FIRST_CHUNK", 2)
+    ids = label_studio.add_tasks(*shades(6))
+    do(store, Kind.TRAIN)
+    do(store, Kind.SYNC)
+    do(store, Kind.EMBED)
+    store.requests.add(Request(PROJECT, Kind.TRAIN), delay=600)
+
+    do(store, Kind.REFRESH)
+    pushed = [len(chunk) for chunk in label_studio.imports]
+    do_all(store)
+
+    assert pushed == [2]
+    assert label_studio.predicted(active(store).name) == dict.fromkeys(ids, 1)
+
+
+# Sweeping
+
+
+def two_versions_deep(store: Store, label_studio: FakeLabelStudio, tasks: int) -> Version:
+    """Leave each task with a prediction of an old version and one of the active version."""
+    ids = label_studio.add_tasks(*shades(tasks))
+    old = predicted_and_settled(store)
+    new = store.versions.publish(replace(old, fingerprint="f" * 64))
+    do(store, Kind.REFRESH)
+    assert label_studio.predicted() == dict.fromkeys(ids, 2)
+    return new
+
+
+def test_superseded_predictions_are_removed(
+    services: Services, store: Store, label_studio: FakeLabelStudio
+) -> None:
+    version = two_versions_deep(store, label_studio, tasks=30)
+
+    do_all(store)
+
+    assert label_studio.predicted() == dict.fromkeys(label_studio.tasks, 1)
+    assert label_studio.predicted() == label_studio.predicted(version.name)
+    assert label_studio.project is not None
+    assert label_studio.project["model_version"] == version.name
+
+
+def test_an_old_version_s_prediction_that_arrives_late_does_not_replace_the_active_one_s(
+    services: Services, store: Store, label_studio: FakeLabelStudio
+) -> None:
+    version = two_versions_deep(store, label_studio, tasks=2)
+    _, superseded = store.versions.names(PROJECT)
+    label_studio.predict(min(label_studio.tasks), superseded)
+
+    do_all(store)
+
+    assert label_studio.predicted() == dict.fromkeys(label_studio.tasks, 1)
+    assert label_studio.predicted() == label_studio.predicted(version.name)
+
+
+def test_an_older_prediction_stays_where_there_is_no_newer_one(
+    services: Services, store: Store, label_studio: FakeLabelStudio
+) -> None:
+    ids = label_studio.add_tasks(*shades(3))
+    old = predicted_and_settled(store)
+    store.versions.publish(replace(old, fingerprint="f" * 64))
+
+    do(store, Kind.SWEEP)
+
+    assert label_studio.predicted(old.name) == dict.fromkeys(ids, 1)
+
+
+def test_sweeping_makes_way_for_what_is_more_urgent_and_goes_on_afterwards(
+    services: Services, store: Store, label_studio: FakeLabelStudio
+) -> None:
+    version = two_versions_deep(store, label_studio, tasks=3)
+    urgent = Request(8, Kind.TRAIN)
+    store.requests.add(urgent)
+
+    do(store, Kind.SWEEP)
+    meanwhile = label_studio.predicted()
+    wanted = waiting(store)
+    perform(8, "train", 0)
+    do_all(store)
+
+    assert set(meanwhile.values()) == {2}
+    assert Kind.SWEEP in wanted
+    assert label_studio.predicted() == label_studio.predicted(version.name)
+
+
+def test_predictions_that_vanish_while_they_are_swept_do_no_harm(
+    services: Services, store: Store, label_studio: FakeLabelStudio
+) -> None:
+    version = two_versions_deep(store, label_studio, tasks=5)
+    gone = min(label_studio.tasks)
+
+    def delete_a_task(method: str, path: str) -> None:
+        if method == "DELETE" and gone in label_studio.tasks:
+            label_studio.delete_task(gone)
+
+    label_studio.before = delete_a_task
+    do_all(store)
+
+    assert gone not in label_studio.tasks
+    assert label_studio.predicted() == dict.fromkeys(label_studio.tasks, 1)
+    assert label_studio.predicted() == label_studio.predicted(version.name)
+
+
+# Reconciling
+
+
+def settled(store: Store) -> Version:
+    """Have everything done; a comparison then asks for nothing."""
+    version = predicted_and_settled(store)
+    do(store, Kind.RECONCILE)
+    assert waiting(store) == {Kind.RECONCILE}
+    return version
+
+
+def test_a_comparison_that_finds_nothing_asks_for_the_next_one_alone(
+    services: Services, store: Store, label_studio: FakeLabelStudio
+) -> None:
+    ids = label_studio.add_tasks(*shades(3))
+    label_studio.annotate(ids[0], "red")
+
+    settled(store)
+
+    (item,) = store.requests.waiting(PROJECT)
+    assert item.request.kind is Kind.RECONCILE
+    assert item.due_at > time.time() + 60
+
+
+def test_an_annotation_whose_webhook_was_lost_is_found(
+    services: Services, store: Store, label_studio: FakeLabelStudio
+) -> None:
+    ids = label_studio.add_tasks(*shades(3))
+    before = settled(store)
+    label_studio.annotate(ids[0], "red")
+
+    do(store, Kind.RECONCILE)
+    do_all(store)
+
+    assert active(store).number > before.number
+    assert active(store).annotations == 1
+
+
+def test_an_annotation_that_was_changed_without_a_webhook_is_found(
+    services: Services, store: Store, label_studio: FakeLabelStudio
+) -> None:
+    ids = label_studio.add_tasks(*shades(3))
+    label_studio.annotate(ids[0], "red")
+    before = settled(store)
+    label_studio.tasks[ids[0]]["annotations"].clear()
+    label_studio.annotate(ids[0], "blue")
+
+    do(store, Kind.RECONCILE)
+    do_all(store)
+
+    assert active(store).number > before.number
+    assert active(store).report["colour"]["per_choice"]["blue"] == 1
+
+
+def test_tasks_whose_webhook_was_lost_are_found(
+    services: Services, store: Store, label_studio: FakeLabelStudio
+) -> None:
+    ids = label_studio.add_tasks(*shades(3))
+    settled(store)
+    label_studio.delete_task(ids[0])
+    late = label_studio.add_tasks(data_uri("green"), data_uri("white"))
+
+    do(store, Kind.RECONCILE)
+    do_all(store)
+
+    assert label_studio.predicted(active(store).name) == dict.fromkeys([*ids[1:], *late], 1)
+
+
+def test_lost_predictions_are_found(
+    services: Services, store: Store, label_studio: FakeLabelStudio
+) -> None:
+    ids = label_studio.add_tasks(*shades(3))
+    version = settled(store)
+    label_studio.predictions.clear()
+
+    do(store, Kind.RECONCILE)
+    do_all(store)
+
+    assert label_studio.predicted(version.name) == dict.fromkeys(ids, 1)
+
+
+def test_a_model_version_that_somebody_changed_is_set_again(
+    services: Services, store: Store, label_studio: FakeLabelStudio
+) -> None:
+    label_studio.add_tasks(*shades(3))
+    version = settled(store)
+    assert label_studio.project is not None
+    label_studio.project["model_version"] = "CLIP"
+
+    do(store, Kind.RECONCILE)
+    do_all(store)
+
+    assert label_studio.project["model_version"] == version.name
+
+
+def test_a_labeling_config_that_changed_without_a_webhook_is_found(
+    services: Services, store: Store, label_studio: FakeLabelStudio
+) -> None:
+    label_studio.add_tasks(*shades(3))
+    settled(store)
+    assert label_studio.project is not None
+    label_studio.project["label_config"] = CONFIG.replace('"green"', '"pink"')
+
+    do(store, Kind.RECONCILE)
+    do_all(store)
+
+    assert active(store).heads["colour"].values == ("red", "pink", "blue")
+
+
+def test_a_picture_that_can_be_had_again_is_predicted(
+    services: Services, store: Store, label_studio: FakeLabelStudio, pictures: PictureServer
+) -> None:
+    (task_id,) = label_studio.add_tasks(f"{pictures.url}/missing")
+    version = predicted_and_settled(store)
+    assert label_studio.predicted() == {}
+
+    # The picture is put right, and the time to try again has come.
+    label_studio.tasks[task_id]["data"]["image"] = f"{pictures.url}/red"
+    do(store, Kind.SYNC)
+    do(store, Kind.RECONCILE)
+    do_all(store)
+
+    assert label_studio.predicted(version.name) == {task_id: 1}
+
+
+def test_a_project_whose_ml_backend_was_removed_is_disconnected(
+    services: Services, store: Store, label_studio: FakeLabelStudio
+) -> None:
+    label_studio.add_tasks(*shades(2))
+    settled(store)
+    label_studio.ml_backends.clear()
+    store.requests.forget(PROJECT)
+
+    do(store, Kind.RECONCILE)
+
+    assert not project_of(store).connected
+    assert waiting(store) == set()
+
+
+def test_another_ml_backend_does_not_stand_for_ours(
+    services: Services, store: Store, label_studio: FakeLabelStudio
+) -> None:
+    store.projects.update(PROJECT, connection={"backend_url": "http://ours:9090"})
+    label_studio.ml_backends.append({"id": 2, "url": "http://ours:9090/"})
+    do(store, Kind.RECONCILE)
+    assert project_of(store).connected
+
+    del label_studio.ml_backends[1]
+    do(store, Kind.RECONCILE)
+
+    assert not project_of(store).connected
+
+
+@pytest.mark.parametrize("kind", [Kind.RECONCILE, Kind.TRAIN])
+def test_a_project_that_label_studio_no_longer_has_is_forgotten(
+    services: Services, store: Store, label_studio: FakeLabelStudio, kind: Kind
+) -> None:
+    label_studio.add_tasks(*shades(2))
+    settled(store)
+    label_studio.project = None
+
+    do(store, kind)
+
+    assert store.projects.get(PROJECT) is None
+    assert store.versions.names(PROJECT) == []
+    assert list(store.tasks.all(PROJECT)) == []
+    assert store.requests.waiting(PROJECT) == []
