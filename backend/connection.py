@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress
 
 from backend.api.auth import SECRET_HEADER, digest
 from backend.errors import LabelingConfigError, LabelStudioError, SettingsError
 from backend.labelstudio.client import LabelStudio
 from backend.labelstudio.config import parse_labeling_config
+from backend.labelstudio.removal import remove_predictions
 from backend.settings import Score, Settings
 from backend.store import Store
 from backend.store.requests import Kind, Request
@@ -262,18 +263,12 @@ class Connection:
         report(f"removed the {what.replace('ml_backend', 'ML backend')}")
 
     def _remove_predictions(self, report: Callable[[str], None]) -> None:
-        ours = [
-            prediction
-            for prediction in self._client.predictions(self._project_id)
-            if is_ours(prediction.model_version)
-        ]
-        # One at a time: a whole version at once keeps annotators out meanwhile (see jobs/sweep.py).
-        for prediction in track(ours, "removing predictions", console=Console(stderr=True)):
-            try:
-                self._client.delete_prediction(prediction.id)
-            except LabelStudioError as error:
-                if error.label_studio_status != 404:
-                    raise
+        present = self._client.predictions(self._project_id)
+        ours = [prediction for prediction in present if is_ours(prediction.model_version)]
+        with Progress(console=Console(stderr=True)) as bar:
+            shown = bar.add_task("removing predictions", total=len(ours))
+            for count in remove_predictions(self._client, self._project_id, ours, present):
+                bar.advance(shown, count)
         report(f"removed {len(ours)} predictions")
 
     def _undo_webhook(self, report: Callable[[str], None]) -> None:

@@ -286,7 +286,9 @@ def _refuse_http(error: HTTPException) -> Response:
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE: f"the body is larger than {LARGEST_BODY} bytes",
     }.get(status, status.phrase)
     response = _answer({"error": message}, status)
-    response.headers.extend((name, value) for name, value in error.get_headers() if name == "Allow")
+    response.headers.extend(
+        (name, value) for name, value in error.get_headers() if name in ("Allow", "Location")
+    )
     return response
 
 

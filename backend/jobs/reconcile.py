@@ -9,11 +9,11 @@ import logging
 
 from backend.jobs.embed import request_missing
 from backend.jobs.services import Services
+from backend.jobs.sweep import is_wanted
 from backend.jobs.train import remote_project, watermark
 from backend.labelstudio.config import parse_labeling_config
 from backend.store.projects import Project
 from backend.store.requests import Claim, Kind, Request
-from backend.store.versions import is_ours
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +44,7 @@ def reconcile(services: Services, claim: Claim) -> None:
     counts = services.label_studio.prediction_counts(project_id)
     if project.model_version is not None:
         recorded = len(store.tasks.predicted(project_id, project.model_version))
-        superseded = [name for name in counts if is_ours(name) and name != project.model_version]
-        if superseded or counts.get(project.model_version, 0) != recorded:
+        if is_wanted(counts, project.model_version, recorded, progress):
             wanted.add(Kind.SWEEP)
         if recorded and remote.model_version != project.model_version:
             wanted.add(Kind.REFRESH)

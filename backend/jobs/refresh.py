@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Sequence
 
 from backend.errors import LabelStudioError
+from backend.jobs import sweep
 from backend.jobs.embed import mirror
 from backend.jobs.services import Services
 from backend.labelstudio.config import LabelingConfig, parse_labeling_config
+from backend.labelstudio.removal import delete_prediction
 from backend.prediction import Prediction, fits
 from backend.settings import Score
 from backend.store.requests import Claim, Kind, Request
@@ -16,9 +18,16 @@ from backend.store.versions import Version, is_ours
 
 log = logging.getLogger(__name__)
 
-# What annotators are served next should be there at once; the rest follows in larger pieces.
-FIRST_CHUNK = 200
-CHUNK = 500
+# Predictions in one request: while they are added, nobody is kept waiting; while they are replaced,
+# Label Studio on SQLite keeps others out for a second.
+ADDED_AT_ONCE = 500
+REPLACED_AT_ONCE = 100
+
+# The head of the queue is what annotators are served, and what their pages may show hours later:
+# a page keeps its task until it is submitted. Of these, so many are taken care of.
+HEAD = 10
+SHOWN_FOR = 12 * 3600.0
+SHOWN = 30
 
 # A sweep lists all predictions: not after each of many versions in a row, in seconds.
 SWEEP_DELAY = 2.0
@@ -56,18 +65,23 @@ def refresh(services: Services, claim: Claim) -> None:
 
 
 def _push(services: Services, claim: Claim, version: Version, config: LabelingConfig) -> bool:
-    """Import what is missing of a version; False where it is no longer the active one."""
+    """Bring Label Studio to a version; False where it is no longer the active one."""
     store, project_id = services.store, version.project_id
-    predictions = [
-        prediction
-        for page in store.tasks.open_without(project_id, version.name)
-        for prediction in services.predictor.predict(page, config, version, fetch=False)
-        if isinstance(prediction, Prediction)
-    ]
+    predictions: list[Prediction] = []
+    replaces = False
+    for page in store.tasks.open_without(project_id, version.name):
+        replaces = replaces or any(task.model_version is not None for task in page)
+        predictions += [
+            prediction
+            for prediction in services.predictor.predict(page, config, version, fetch=False)
+            if isinstance(prediction, Prediction)
+        ]
     least_certain_first = 1 if version.score == Score.CONFIDENCE.value else -1
     predictions.sort(key=lambda prediction: least_certain_first * prediction.score)
+    shown = store.tasks.shown(project_id, SHOWN)
+    chunk_size = REPLACED_AT_ONCE if replaces else ADDED_AT_ONCE
     pushed = 0
-    for chunk in _chunks(predictions):
+    for start in range(0, len(predictions), chunk_size):
         project = store.projects.get(project_id)
         if (
             claim.lost.is_set()
@@ -76,30 +90,16 @@ def _push(services: Services, claim: Claim, version: Version, config: LabelingCo
             or project.model_version != version.name
         ):
             return False
-        if pushed and services.stopping.is_set():
-            store.requests.add(claim.request)
+        if pushed and _should_make_way(services, claim):
             break
-        if pushed and _is_to_be_superseded(services, project_id):
-            break
-        services.label_studio.import_predictions(
-            project_id,
-            [
-                {
-                    "task": prediction.task_id,
-                    "result": prediction.result,
-                    "score": prediction.score,
-                    "model_version": version.name,
-                }
-                for prediction in chunk
-            ],
-        )
-        store.tasks.mark_predicted(
-            project_id,
-            [prediction.task_id for prediction in chunk if prediction.task_id is not None],
-            version.name,
-        )
+        chunk = predictions[start : start + chunk_size]
+        _replace(services, version, chunk, shown)
         if not pushed:
             _switch(services, version)
+            head = [prediction.task_id for prediction in chunk[:HEAD]]
+            store.tasks.mark_shown(
+                project_id, [task_id for task_id in head if task_id is not None], SHOWN_FOR
+            )
         pushed += len(chunk)
     if predictions:
         log.info(
@@ -112,14 +112,71 @@ def _push(services: Services, claim: Claim, version: Version, config: LabelingCo
     return True
 
 
-def _is_to_be_superseded(services: Services, project_id: int) -> bool:
+def _replace(
+    services: Services, version: Version, chunk: Sequence[Prediction], shown: Collection[int]
+) -> None:
+    """Leave one prediction of ours, the version's, on each task of a chunk.
+
+    An annotator's page sends the id of the prediction that it shows with the annotation, and Label
+    Studio refuses the annotation (400) if that prediction is gone. So the predictions that may be
+    on a screen are changed in place, at a tenth of a second each; the others are removed together
+    and imported anew, at a hundredth.
+    """
+    client, project_id = services.label_studio, version.project_id
+    wanted = {
+        prediction.task_id: _fields(prediction)
+        for prediction in chunk
+        if prediction.task_id is not None
+    }
+    held = client.predictions_of(project_id, wanted)
+    additions, emptied = [], []
+    for task_id, predictions in held.items():
+        ours = [item for item in predictions if is_ours(item.model_version)]
+        current = [item for item in ours if item.model_version == version.name]
+        if not ours:
+            additions.append(task_id)
+        elif len(ours) == 1 and current:
+            # An import whose answer was lost.
+            continue
+        elif task_id in shown or len(ours) < len(predictions):
+            kept = (current or ours)[0]
+            if not current:
+                client.update_prediction(kept.id, wanted[task_id])
+            for item in ours:
+                if item is not kept:
+                    delete_prediction(client, item.id)
+        else:
+            emptied.append(task_id)
+    if emptied:
+        client.delete_predictions_of(project_id, emptied)
+    if additions or emptied:
+        client.import_predictions(
+            project_id,
+            [{"task": task_id, **wanted[task_id]} for task_id in (*additions, *emptied)],
+        )
+    services.store.tasks.mark_predicted(project_id, held.keys(), version.name)
+    services.store.tasks.remove(project_id, wanted.keys() - held.keys())
+
+
+def _fields(prediction: Prediction) -> dict[str, object]:
+    return {
+        "result": prediction.result,
+        "score": prediction.score,
+        "model_version": prediction.model_version,
+    }
+
+
+def _should_make_way(services: Services, claim: Claim) -> bool:
+    requests, project_id = services.store.requests, claim.request.project_id
     # While people annotate, a version lives for seconds: they are served its most uncertain
     # tasks, and the many others wait for the version that stays. The training that is waited
     # for asks for a refresh when it is done.
-    return any(
-        not waiting.attempts
-        for waiting in services.store.requests.waiting(project_id, (Kind.TRAIN,))
-    )
+    if any(not waiting.attempts for waiting in requests.waiting(project_id, (Kind.TRAIN,))):
+        return True
+    if services.stopping.is_set() or any(due.kind is Kind.TRAIN for due in requests.due()):
+        requests.add(claim.request)
+        return True
+    return False
 
 
 def _switch(services: Services, version: Version) -> None:
@@ -135,14 +192,7 @@ def _settle(services: Services, version: Version) -> None:
     counts = services.label_studio.prediction_counts(project_id)
     if counts.get(version.name):
         _switch(services, version)
-    superseded = any(is_ours(name) and name != version.name for name in counts)
     recorded = len(store.tasks.predicted(project_id, version.name))
-    if superseded or counts.get(version.name, 0) != recorded:
+    progress = store.tasks.progress(project_id, version.name)
+    if sweep.is_wanted(counts, version.name, recorded, progress):
         store.requests.add(Request(project_id, Kind.SWEEP), delay=SWEEP_DELAY)
-
-
-def _chunks(predictions: Sequence[Prediction]) -> Iterator[Sequence[Prediction]]:
-    if predictions:
-        yield predictions[:FIRST_CHUNK]
-    for start in range(FIRST_CHUNK, len(predictions), CHUNK):
-        yield predictions[start : start + CHUNK]

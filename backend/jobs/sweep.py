@@ -1,34 +1,38 @@
-"""Leave one prediction of ours a task: the active version's where there is one, else the newest.
+"""Compare Label Studio's predictions with the mirror: remove what is superseded, note what is lost.
 
-Predictions are removed one at a time. Label Studio can remove a whole version in one request, but
-that is one transaction: on SQLite it keeps annotators out for the whole of it (2,000 predictions,
-half a minute; `next` then fails with "database is locked").
+An import whose answer was lost, Label Studio's own call of /predict while a refresh runs, and
+people who delete predictions all make the mirror wrong; here it is mended.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterable
 
-from backend.errors import LabelStudioError
 from backend.jobs.services import Services
 from backend.labelstudio.client import RemotePrediction
+from backend.labelstudio.removal import remove_predictions
 from backend.store.requests import Claim, Kind, Request
+from backend.store.tasks import Progress
 from backend.store.versions import is_ours
 
 log = logging.getLogger(__name__)
 
-# Removals between two looks at whether something more urgent is due.
-LOOK_EVERY = 20
+
+def is_wanted(counts: dict[str, int], active: str, recorded: int, progress: Progress) -> bool:
+    """Tell from Label Studio's `counts` by model version whether a sweep would change anything.
+
+    `recorded` is how many tasks carry the active version's prediction as far as the mirror knows.
+    Each open task without it may keep an older one for the time being.
+    """
+    superseded = sum(count for name, count in counts.items() if is_ours(name) and name != active)
+    return counts.get(active, 0) != recorded or superseded > progress.open - progress.predicted
 
 
 def sweep(services: Services, claim: Claim) -> None:
-    """Remove surplus predictions, and record which tasks carry the active version's.
+    """Remove superseded predictions of annotated tasks; have a refresh mend the open ones.
 
-    An import whose answer was lost, Label Studio's own call of /predict while a refresh runs, and
-    people who delete predictions all make the mirror wrong; here it is mended. Makes way for what
-    is more urgent, and goes on afterwards.
+    Makes way for what is more urgent, and goes on afterwards.
     """
     store, project_id = services.store, claim.request.project_id
     project = store.projects.get(project_id)
@@ -37,46 +41,42 @@ def sweep(services: Services, claim: Claim) -> None:
     active = project.model_version
     # Read before the list: what is imported meanwhile must not look lost.
     recorded = store.tasks.predicted(project_id, active)
-    ours = [
-        prediction
-        for prediction in services.label_studio.predictions(project_id)
-        if is_ours(prediction.model_version)
-    ]
-    carrying = {prediction.task for prediction in ours if prediction.model_version == active}
-    store.tasks.mark_predicted(project_id, carrying - recorded, active)
-    lost = recorded - carrying
-    if lost:
-        store.tasks.mark_unpredicted(project_id, lost)
-        store.requests.add(Request(project_id, Kind.REFRESH))
-        log.info("predictions were lost project=%d count=%d", project_id, len(lost))
+    is_open = store.tasks.states(project_id)
+    present = services.label_studio.predictions(project_id)
+    ours: dict[int, list[RemotePrediction]] = defaultdict(list)
+    for prediction in present:
+        if is_ours(prediction.model_version):
+            ours[prediction.task].append(prediction)
 
-    surplus = _surplus(ours, active)
-    for count, prediction in enumerate(surplus):
+    carrying: set[int] = set()
+    surplus: list[RemotePrediction] = []
+    for task_id, predictions in ours.items():
+        current = [item for item in predictions if item.model_version == active]
+        if not is_open.get(task_id, True):
+            kept = current[:1]
+            surplus += [item for item in predictions if item not in kept]
+            carrying.update(item.task for item in kept)
+        elif current and len(predictions) == 1:
+            carrying.add(task_id)
+    store.tasks.mark_predicted(project_id, carrying - recorded, active)
+    wrong = recorded - carrying
+    store.tasks.mark_unpredicted(project_id, wrong)
+    if any(is_open.get(task_id) for task_id in wrong):
+        log.info("predictions to mend project=%d count=%d", project_id, len(wrong))
+        store.requests.add(Request(project_id, Kind.REFRESH))
+    if ours.keys() - is_open.keys():
+        store.requests.add(Request(project_id, Kind.SYNC))
+
+    removed = 0
+    for count in remove_predictions(services.label_studio, project_id, surplus, present):
+        removed += count
         if claim.lost.is_set():
             return
-        if services.stopping.is_set() or (count % LOOK_EVERY == 0 and _something_urgent(services)):
+        if removed < len(surplus) and (services.stopping.is_set() or _something_urgent(services)):
             store.requests.add(claim.request)
-            log.debug("sweep makes way project=%d left=%d", project_id, len(surplus) - count)
-            return
-        try:
-            services.label_studio.delete_prediction(prediction.id)
-        except LabelStudioError as error:
-            # Its task was deleted meanwhile.
-            if error.label_studio_status != 404:
-                raise
-    if surplus:
-        log.info("removed superseded predictions project=%d count=%d", project_id, len(surplus))
-
-
-def _surplus(ours: Iterable[RemotePrediction], active: str) -> list[RemotePrediction]:
-    by_task: dict[int, list[RemotePrediction]] = defaultdict(list)
-    for prediction in ours:
-        by_task[prediction.task].append(prediction)
-    surplus = []
-    for predictions in by_task.values():
-        kept = max(predictions, key=lambda item: (item.model_version == active, item.id))
-        surplus += [prediction for prediction in predictions if prediction is not kept]
-    return surplus
+            break
+    if removed:
+        log.info("removed superseded predictions project=%d count=%d", project_id, removed)
 
 
 def _something_urgent(services: Services) -> bool:

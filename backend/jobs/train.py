@@ -47,9 +47,14 @@ def train(services: Services, claim: Claim) -> None:
 
     # Taken before the labels are read: what changes meanwhile is found by the next comparison.
     mark = watermark(services, remote)
-    annotated = [
-        task for page in services.label_studio.annotated_tasks(project_id) for task in page
-    ]
+    # By id: a task that several people annotated is listed several times.
+    annotated = list(
+        {
+            task.id: task
+            for page in services.label_studio.annotated_tasks(project_id)
+            for task in page
+        }.values()
+    )
     store.tasks.close_all_but(project_id, {task.id for task in annotated if not task.open})
 
     labelled = {

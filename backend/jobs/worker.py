@@ -7,6 +7,8 @@ however many there are, and any one of them is enough.
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -122,6 +124,11 @@ def _run_clock(
             if not away:
                 log.warning("clock waits for Redis or the database (%s)", type(error).__name__)
             away = True
+        except Exception:
+            # Without a clock nothing is ever done again: better a new worker.
+            log.exception("the clock broke, the worker stops")
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
         else:
             if away:
                 log.info("clock goes on")

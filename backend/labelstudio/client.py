@@ -7,7 +7,7 @@ import binascii
 import json
 import threading
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.cookiejar import CookieJar, DefaultCookiePolicy
@@ -193,15 +193,23 @@ class LabelStudio:
 
     def annotated_tasks(self, project_id: int) -> Iterator[list[RemoteTask]]:
         """Yield the tasks that have an annotation, with all their annotations, in pages."""
+        # Not by the counter alone: an import of predictions counts and stores it in two steps, and
+        # forgets an annotation that is submitted in between.
         annotated = {
-            "conjunction": "and",
+            "conjunction": "or",
             "items": [
+                {
+                    "filter": "filter:tasks:annotators",
+                    "operator": "empty",
+                    "type": "List",
+                    "value": False,
+                },
                 {
                     "filter": "filter:tasks:total_annotations",
                     "operator": "greater",
                     "type": "Number",
                     "value": 0,
-                }
+                },
             ],
         }
         yield from self._task_pages(
@@ -243,9 +251,46 @@ class LabelStudio:
     def predictions(self, project_id: int) -> list[RemotePrediction]:
         """Return all predictions of a project, without their results."""
         return [
-            RemotePrediction(item["id"], item["task"], item["model_version"] or "")
+            _prediction(item, item["task"])
             for item in self._get("/api/predictions", project=project_id)
         ]
+
+    def predictions_of(
+        self, project_id: int, task_ids: Collection[int]
+    ) -> dict[int, list[RemotePrediction]]:
+        """Return the predictions of each task that still exists, oldest first; 500 at most."""
+        selected = {"all": False, "included": sorted(task_ids)}
+        body = self._get(
+            "/api/tasks",
+            project=project_id,
+            page_size=PAGE,
+            fields="all",
+            include="id,predictions",
+            query=json.dumps({"selectedItems": selected}),
+        )
+        return {
+            task["id"]: sorted(
+                (_prediction(item, task["id"]) for item in task["predictions"]),
+                key=lambda prediction: prediction.id,
+            )
+            for task in body["tasks"]
+        }
+
+    def update_prediction(self, prediction_id: int, values: Mapping[str, object]) -> None:
+        """Set fields of a prediction in place."""
+        self._call("PATCH", f"/api/predictions/{prediction_id}/", json=dict(values))
+
+    def delete_predictions_of(self, project_id: int, task_ids: Collection[int]) -> None:
+        """Remove all predictions of some tasks, whoever made them."""
+        self._call(
+            "POST",
+            "/api/dm/actions",
+            params={"id": "delete_tasks_predictions", "project": project_id},
+            json={
+                "project": str(project_id),
+                "selectedItems": {"all": False, "included": sorted(task_ids)},
+            },
+        )
 
     def delete_prediction(self, prediction_id: int) -> None:
         """Remove one prediction."""
@@ -389,13 +434,19 @@ class LabelStudio:
 
 
 def _task(item: Mapping[str, Any]) -> RemoteTask:
+    annotations = tuple(item.get("annotations") or ())
+    given = sum(not annotation.get("was_cancelled") for annotation in annotations)
     return RemoteTask(
         id=item["id"],
         data=item["data"],
         is_labeled=bool(item["is_labeled"]),
-        annotation_count=item["total_annotations"] or 0,
-        annotations=tuple(item.get("annotations") or ()),
+        annotation_count=max(item["total_annotations"] or 0, given),
+        annotations=annotations,
     )
+
+
+def _prediction(item: Mapping[str, Any], task_id: int) -> RemotePrediction:
+    return RemotePrediction(item["id"], task_id, item["model_version"] or "")
 
 
 def _detail(response: httpx.Response) -> str:

@@ -153,9 +153,7 @@ def _parse(xml: str) -> Element:
     try:
         if len(xml.encode()) > _MAX_BYTES:
             raise LabelingConfigError(f"the labeling config is larger than {_MAX_BYTES} bytes")
-        parser = DefusedXMLParser(
-            target=_BoundedTree(), forbid_dtd=True
-        )
+        parser = DefusedXMLParser(target=_BoundedTree(), forbid_dtd=True)
         parser.feed(xml.strip())
         root: Element = parser.close()
     except DefusedXmlException as error:

@@ -61,6 +61,8 @@ tasks = sa.Table(
     sa.Column("open", sa.Boolean, nullable=False),
     # Model version of our prediction that Label Studio holds.
     sa.Column("model_version", sa.Text),
+    # Until when an annotator's page may show it (Unix time).
+    sa.Column("shown_until", sa.Float),
 )
 
 images = sa.Table(

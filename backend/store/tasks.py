@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -131,15 +132,41 @@ class Tasks:
         """Record that Label Studio holds that version's prediction of these tasks."""
         self._set_version(project_id, ids, model_version)
 
-    def mark_unpredicted(self, project_id: int, ids: Collection[int] | None = None) -> None:
-        """Record that Label Studio holds no prediction of ours of these tasks, or of any."""
-        if ids is not None:
-            self._set_version(project_id, ids, None)
-            return
+    def mark_unpredicted(self, project_id: int, ids: Collection[int]) -> None:
+        """Record that Label Studio does not hold just our prediction of these tasks."""
+        self._set_version(project_id, ids, None)
+
+    def states(self, project_id: int) -> dict[int, bool]:
+        """Return whether each task is open."""
+        with self._database.read() as connection:
+            rows = connection.execute(
+                sa.select(tasks.c.id, tasks.c.open).where(tasks.c.project_id == project_id)
+            )
+            return {row.id: row.open for row in rows}
+
+    def mark_shown(self, project_id: int, ids: Collection[int], seconds: float) -> None:
+        """Record that annotators' pages may show these tasks for so long."""
         with self._database.write() as connection:
             connection.execute(
-                sa.update(tasks).where(tasks.c.project_id == project_id).values(model_version=None)
+                sa.update(tasks)
+                .where(tasks.c.project_id == project_id, tasks.c.id.in_(ids))
+                .values(shown_until=time.time() + seconds)
             )
+
+    def shown(self, project_id: int, limit: int) -> set[int]:
+        """Return the open tasks that pages may show, those that came to be shown last."""
+        query = (
+            sa.select(tasks.c.id)
+            .where(
+                tasks.c.project_id == project_id,
+                tasks.c.open.is_(True),
+                tasks.c.shown_until > time.time(),
+            )
+            .order_by(tasks.c.shown_until.desc())
+            .limit(limit)
+        )
+        with self._database.read() as connection:
+            return set(connection.scalars(query))
 
     def predicted(self, project_id: int, model_version: str) -> set[int]:
         """Return the tasks that carry that version's prediction."""
