@@ -130,7 +130,10 @@ def _replace(
     }
     held = client.predictions_of(project_id, wanted)
     additions, emptied = [], []
-    for task_id, predictions in held.items():
+    for task_id in wanted:
+        if task_id not in held:
+            continue
+        predictions = held[task_id]
         ours = [item for item in predictions if is_ours(item.model_version)]
         current = [item for item in ours if item.model_version == version.name]
         if not ours:

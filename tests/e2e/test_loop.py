@@ -16,6 +16,7 @@ from tests.e2e.parts import (
     LabelledProject,
     RunningBackend,
     assert_settled,
+    is_refreshed,
     of_somebody_else,
     somebody_elses,
     wait_for,
@@ -40,6 +41,33 @@ def test_the_queue_is_ordered_and_learns_from_each_annotation(
     assert assert_settled(backend, images) != first
     assert images.accuracy() > zero_shot
     assert backend.store.versions.active(images.id).annotations == 24  # type: ignore[union-attr]
+
+
+def test_an_annotation_is_taken_whose_page_was_opened_several_versions_ago(
+    backend: RunningBackend, project: NewProject
+) -> None:
+    images = project(pictures=30)
+    backend.connect(images)
+    assert_settled(backend, images)
+    opened = images.api("GET", f"/api/projects/{images.id}/next")
+    (shown,) = opened["predictions"]
+
+    others = [task for task in images.tasks() if task.id != opened["id"]]
+    for task in others[:4]:
+        images.annotate(task.id, images.choice_of(task))
+        wait_for(
+            lambda: is_refreshed(backend, images),
+            "the annotation is learnt",
+            lambda: backend.log()[-2000:],
+        )
+
+    # As the page does: with the id of the prediction that it was opened with.
+    images.api(
+        "POST",
+        f"/api/tasks/{opened['id']}/annotations/",
+        json={"result": shown["result"], "parent_prediction": shown["id"]},
+    )
+    assert shown["model_version"] != images.model_version()
 
 
 def test_connecting_twice_changes_nothing_and_disconnecting_restores_everything(

@@ -136,6 +136,17 @@ class FakeLabelStudio:
                 return 200, Counter(each["model_version"] for each in self.predictions.values())
             case "GET", ["predictions"]:
                 return 200, [{"id": key, **each} for key, each in self.predictions.items()]
+            case "PATCH", ["predictions", key]:
+                if int(key) not in self.predictions:
+                    return 404, {"detail": "Not found."}
+                self.predictions[int(key)] |= body
+                return 200, self.predictions[int(key)]
+            case "POST", ["dm", "actions"] if query["id"] == "delete_tasks_predictions":
+                included = body["selectedItems"]["included"]
+                for key, prediction in list(self.predictions.items()):
+                    if prediction["task"] in included:
+                        del self.predictions[key]
+                return 200, {"processed_items": len(included)}
             case "DELETE", ["predictions", key]:
                 found = self.predictions.pop(int(key), None)
                 return (204, None) if found else (404, {"detail": "Not found."})
@@ -146,6 +157,9 @@ class FakeLabelStudio:
     def _list(self, query: dict[str, str]) -> tuple[int, object]:
         wanted = json.loads(query.get("query", "{}"))
         tasks = sorted(self.tasks.items())
+        if "selectedItems" in wanted:
+            included = wanted["selectedItems"]["included"]
+            tasks = [(key, task) for key, task in tasks if key in included]
         if "filters" in wanted:
             tasks = [(key, task) for key, task in tasks if task["annotations"]]
         if "ordering" in wanted:
@@ -162,6 +176,11 @@ class FakeLabelStudio:
                 "total_annotations": len(task["annotations"]),
                 "updated_at": task["updated_at"],
                 "annotations": task["annotations"],
+                "predictions": [
+                    {"id": prediction_id, **prediction}
+                    for prediction_id, prediction in self.predictions.items()
+                    if prediction["task"] == key
+                ],
             }
             for key, task in shown
         ]

@@ -15,6 +15,7 @@ from backend.clip.encoder import Encoder
 from backend.jobs import refresh as refresh_module
 from backend.jobs.services import Services, current_services
 from backend.jobs.worker import perform
+from backend.labelstudio import removal
 from backend.labelstudio.client import LabelStudio
 from backend.labelstudio.config import parse_labeling_config
 from backend.prediction import Predictor
@@ -382,24 +383,23 @@ def test_the_most_uncertain_are_pushed_first_and_in_chunks(
     monkeypatch: pytest.MonkeyPatch,
     score: str,
 ) -> None:
-    monkeypatch.setattr(refresh_module, "FIRST_CHUNK", 3)
-    monkeypatch.setattr(refresh_module, "CHUNK", 4)
+    monkeypatch.setattr(refresh_module, "ADDED_AT_ONCE", 4)
     store.projects.set_up(PROJECT, label_config=CONFIG)
     make_services(score=score)
     label_studio.add_tasks(*shades(10))
 
     predicted_and_settled(store)
 
-    assert [len(chunk) for chunk in label_studio.imports] == [3, 4, 3]
+    assert [len(chunk) for chunk in label_studio.imports] == [4, 4, 2]
     scores = [item["score"] for chunk in label_studio.imports for item in chunk]
     assert scores == sorted(scores, reverse=score == "uncertainty")
     assert len(set(scores)) > 1
 
 
-def test_of_ours_the_newest_prediction_of_a_task_stays_and_others_are_left_alone(
+def test_a_new_version_replaces_our_predictions_and_leaves_others_alone(
     services: Services, store: Store, label_studio: FakeLabelStudio
 ) -> None:
-    first, second = label_studio.add_tasks(*shades(2))
+    first, second, third = label_studio.add_tasks(*shades(3))
     label_studio.predict(first, "somebody-elses-model")
     label_studio.predict(second, "clip-backend")
     old = predicted_and_settled(store)
@@ -410,13 +410,34 @@ def test_of_ours_the_newest_prediction_of_a_task_stays_and_others_are_left_alone
 
     new = active(store)
     assert new.name != old.name
-    # The annotated task's own keeps saying what its annotator was shown.
-    assert label_studio.predicted(old.name) == {first: 1}
-    assert label_studio.predicted(new.name) == {second: 1}
+    assert not label_studio.predicted(old.name)
+    assert label_studio.predicted(new.name) == {second: 1, third: 1}
     assert label_studio.predicted("somebody-elses-model") == {first: 1}
     assert label_studio.predicted("clip-backend") == {second: 1}
     assert label_studio.project is not None
     assert label_studio.project["model_version"] == new.name
+
+
+def test_what_a_page_may_show_is_changed_in_place_so_that_its_annotation_is_taken(
+    services: Services,
+    store: Store,
+    label_studio: FakeLabelStudio,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(refresh_module, "HEAD", 2)
+    ids = label_studio.add_tasks(*shades(6))
+    old = predicted_and_settled(store)
+    before = {item["task"]: key for key, item in label_studio.predictions.items()}
+    shown = sorted(ids, key=lambda task: label_studio.predictions[before[task]]["score"])[:2]
+
+    store.versions.publish(replace(old, fingerprint="f" * 64))
+    store.requests.add(Request(PROJECT, Kind.REFRESH))
+    do_all(store)
+
+    after = {item["task"]: key for key, item in label_studio.predictions.items()}
+    assert label_studio.predicted() == dict.fromkeys(ids, 1)
+    assert label_studio.predicted(active(store).name) == dict.fromkeys(ids, 1)
+    assert {task for task in ids if after[task] == before[task]} == set(shown)
 
 
 def test_a_refresh_of_what_is_already_there_pushes_nothing(
@@ -511,8 +532,7 @@ def test_a_version_published_between_two_chunks_takes_over(
     label_studio: FakeLabelStudio,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(refresh_module, "FIRST_CHUNK", 2)
-    monkeypatch.setattr(refresh_module, "CHUNK", 2)
+    monkeypatch.setattr(refresh_module, "ADDED_AT_ONCE", 2)
     ids = label_studio.add_tasks(*shades(8))
     do(store, Kind.TRAIN)
     do(store, Kind.SYNC)
@@ -540,7 +560,7 @@ def test_a_project_disconnected_between_two_chunks_gets_no_more(
     label_studio: FakeLabelStudio,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(refresh_module, "FIRST_CHUNK", 2)
+    monkeypatch.setattr(refresh_module, "ADDED_AT_ONCE", 2)
     label_studio.add_tasks(*shades(8))
 
     def disconnect(method: str, path: str) -> None:
@@ -573,7 +593,7 @@ def test_while_another_training_is_waited_for_only_the_most_uncertain_are_pushed
     label_studio: FakeLabelStudio,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(refresh_module, "FIRST_CHUNK", 2)
+    monkeypatch.setattr(refresh_module, "ADDED_AT_ONCE", 2)
     ids = label_studio.add_tasks(*shades(6))
     do(store, Kind.TRAIN)
     do(store, Kind.SYNC)
@@ -591,39 +611,46 @@ def test_while_another_training_is_waited_for_only_the_most_uncertain_are_pushed
 # Sweeping
 
 
-def two_versions_deep(store: Store, label_studio: FakeLabelStudio, tasks: int) -> Version:
-    """Leave each task with a prediction of an old version and one of the active version."""
+def annotated_under_an_old_version(
+    store: Store, label_studio: FakeLabelStudio, tasks: int
+) -> tuple[Version, list[int]]:
+    """Leave annotated tasks, and no open one, with predictions of an old version."""
     ids = label_studio.add_tasks(*shades(tasks))
     old = predicted_and_settled(store)
-    new = store.versions.publish(replace(old, fingerprint="f" * 64))
+    for task_id in ids[1:]:
+        label_studio.annotate(task_id, "red")
+    store.requests.add(Request(PROJECT, Kind.TRAIN))
+    do(store, Kind.TRAIN)
     do(store, Kind.REFRESH)
-    assert label_studio.predicted() == dict.fromkeys(ids, 2)
-    return new
+    assert label_studio.predicted(old.name) == dict.fromkeys(ids[1:], 1)
+    return active(store), ids
 
 
-def test_superseded_predictions_are_removed(
+def test_superseded_predictions_of_annotated_tasks_are_removed(
     services: Services, store: Store, label_studio: FakeLabelStudio
 ) -> None:
-    version = two_versions_deep(store, label_studio, tasks=30)
+    version, ids = annotated_under_an_old_version(store, label_studio, tasks=30)
+    label_studio.predict(ids[1], "somebody-elses-model")
 
     do_all(store)
 
-    assert label_studio.predicted() == dict.fromkeys(label_studio.tasks, 1)
-    assert label_studio.predicted() == label_studio.predicted(version.name)
-    assert label_studio.project is not None
-    assert label_studio.project["model_version"] == version.name
+    assert label_studio.predicted(version.name) == {ids[0]: 1}
+    assert label_studio.predicted() == {ids[0]: 1, ids[1]: 1}
 
 
 def test_an_old_version_s_prediction_that_arrives_late_does_not_replace_the_active_one_s(
     services: Services, store: Store, label_studio: FakeLabelStudio
 ) -> None:
-    version = two_versions_deep(store, label_studio, tasks=2)
-    _, superseded = store.versions.names(PROJECT)
-    label_studio.predict(min(label_studio.tasks), superseded)
+    ids = label_studio.add_tasks(*shades(2))
+    old = predicted_and_settled(store)
+    version = store.versions.publish(replace(old, fingerprint="f" * 64))
+    do(store, Kind.REFRESH)
+    label_studio.predict(ids[0], old.name)
 
+    do(store, Kind.RECONCILE)
     do_all(store)
 
-    assert label_studio.predicted() == dict.fromkeys(label_studio.tasks, 1)
+    assert label_studio.predicted() == dict.fromkeys(ids, 1)
     assert label_studio.predicted() == label_studio.predicted(version.name)
 
 
@@ -640,11 +667,14 @@ def test_an_older_prediction_stays_where_there_is_no_newer_one(
 
 
 def test_sweeping_makes_way_for_what_is_more_urgent_and_goes_on_afterwards(
-    services: Services, store: Store, label_studio: FakeLabelStudio
+    services: Services,
+    store: Store,
+    label_studio: FakeLabelStudio,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    version = two_versions_deep(store, label_studio, tasks=3)
-    urgent = Request(8, Kind.TRAIN)
-    store.requests.add(urgent)
+    monkeypatch.setattr(removal, "PORTION", 2)
+    version, ids = annotated_under_an_old_version(store, label_studio, tasks=6)
+    store.requests.add(Request(8, Kind.TRAIN))
 
     do(store, Kind.SWEEP)
     meanwhile = label_studio.predicted()
@@ -652,16 +682,28 @@ def test_sweeping_makes_way_for_what_is_more_urgent_and_goes_on_afterwards(
     perform(8, "train", 0)
     do_all(store)
 
-    assert set(meanwhile.values()) == {2}
+    assert len(meanwhile) == len(ids) - 2
     assert Kind.SWEEP in wanted
-    assert label_studio.predicted() == label_studio.predicted(version.name)
+    assert label_studio.predicted() == label_studio.predicted(version.name) == {ids[0]: 1}
+
+
+def test_sweeping_comes_to_rest(
+    services: Services, store: Store, label_studio: FakeLabelStudio
+) -> None:
+    annotated_under_an_old_version(store, label_studio, tasks=4)
+    do_all(store)
+
+    do(store, Kind.RECONCILE)
+
+    assert waiting(store) == {Kind.RECONCILE}
 
 
 def test_predictions_that_vanish_while_they_are_swept_do_no_harm(
     services: Services, store: Store, label_studio: FakeLabelStudio
 ) -> None:
-    version = two_versions_deep(store, label_studio, tasks=5)
-    gone = min(label_studio.tasks)
+    version, ids = annotated_under_an_old_version(store, label_studio, tasks=5)
+    gone = ids[1]
+    label_studio.predict(gone, "somebody-elses-model")
 
     def delete_a_task(method: str, path: str) -> None:
         if method == "DELETE" and gone in label_studio.tasks:
@@ -671,8 +713,7 @@ def test_predictions_that_vanish_while_they_are_swept_do_no_harm(
     do_all(store)
 
     assert gone not in label_studio.tasks
-    assert label_studio.predicted() == dict.fromkeys(label_studio.tasks, 1)
-    assert label_studio.predicted() == label_studio.predicted(version.name)
+    assert label_studio.predicted() == label_studio.predicted(version.name) == {ids[0]: 1}
 
 
 # Reconciling

@@ -87,7 +87,7 @@ def test_annotated_tasks_close_and_others_open_again(store: Store) -> None:
     assert ids(store.tasks.open_without(PROJECT, "v1")) == [2]
 
 
-def test_predictions_can_be_unrecorded_singly_or_all(store: Store) -> None:
+def test_predictions_can_be_unrecorded(store: Store) -> None:
     mirrored(store, task(1), task(2), task(3))
     store.tasks.mark_predicted(PROJECT, [1, 2, 3], "v1")
 
@@ -97,8 +97,17 @@ def test_predictions_can_be_unrecorded_singly_or_all(store: Store) -> None:
     store.tasks.mark_unpredicted(PROJECT, [])
     assert store.tasks.predicted(PROJECT, "v1") == {1, 3}
 
-    store.tasks.mark_unpredicted(PROJECT)
-    assert store.tasks.predicted(PROJECT, "v1") == set()
+
+def test_open_tasks_that_pages_may_show_are_known_for_a_while(store: Store) -> None:
+    mirrored(store, task(1), task(2), task(3), task(4, is_open=False))
+    store.tasks.mark_shown(PROJECT, [2], -1)
+    store.tasks.mark_shown(PROJECT, [1, 4], 60)
+    store.tasks.mark_shown(PROJECT, [3], 120)
+
+    assert store.tasks.shown(PROJECT, 10) == {1, 3}
+    assert store.tasks.shown(PROJECT, 1) == {3}
+    assert store.tasks.shown(OTHER, 10) == set()
+    assert store.tasks.states(PROJECT) == {1: True, 2: True, 3: True, 4: False}
 
 
 def test_a_range_of_tasks_includes_its_start_and_not_its_end(store: Store) -> None:
