@@ -323,7 +323,7 @@ def _everything(images: LabelledProject) -> dict[str, Any]:
         return {name: value for name, value in item.items() if name not in _VOLATILE}
 
     return {
-        "project": lasting(images.api("GET", f"/api/projects/{images.id}")),
+        **lasting(images.api("GET", f"/api/projects/{images.id}")),
         "ml_backends": [lasting(item) for item in images.client.ml_backends(images.id)],
         "webhooks": [lasting(item) for item in images.client.webhooks(images.id)],
         "views": images.client.views(images.id),
