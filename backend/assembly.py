@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from backend.labelstudio.client import LabelStudio
-from backend.labelstudio.images import ImageFetcher, ImageLimits
+from backend.labelstudio.decoding import ImageLimits
+from backend.labelstudio.images import ImageFetcher
 
 if TYPE_CHECKING:
     from backend.clip.encoder import Encoder

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from backend import __version__
-from backend.errors import ClipBackendError, EncoderError, SettingsError
+from backend.errors import NOT_CONFIGURED, ClipBackendError, EncoderError, SettingsError
 
 if TYPE_CHECKING:
     from backend.settings import Settings
@@ -24,9 +24,6 @@ app = typer.Typer(
 )
 
 ProjectOption = Annotated[int, typer.Option("--project", min=1, help="Label Studio's project id.")]
-
-# Settings that are wrong are not mended by another start (sysexits.h, EX_CONFIG).
-NOT_CONFIGURED = 78
 
 
 def main() -> None:

@@ -19,6 +19,9 @@ Each message says what is wrong and what to do. Anything else that is raised is 
 
 from __future__ import annotations
 
+# What a process returns when only a person can mend it (sysexits.h, EX_CONFIG).
+NOT_CONFIGURED = 78
+
 
 class ClipBackendError(Exception):
     """Base of all errors that a user can cause or mend; `status` is its HTTP status."""

@@ -15,7 +15,8 @@ import numpy as np
 from backend.clip.prompts import NEUTRAL, prompts
 from backend.errors import ImageError, TaskError
 from backend.labelstudio.config import Control, LabelingConfig, image_source
-from backend.labelstudio.images import ImageFetcher, ImageLimits, decode
+from backend.labelstudio.decoding import ImageLimits, decode
+from backend.labelstudio.images import ImageFetcher
 from backend.settings import LearningSettings, Score
 from backend.store.embeddings import Embeddings, Failure, Vector
 from backend.store.tasks import Task

@@ -19,13 +19,10 @@ from types import FrameType
 
 import redis
 
-from backend.errors import SettingsError
+from backend.errors import NOT_CONFIGURED, SettingsError
 from backend.settings import Settings
 
 log = logging.getLogger(__name__)
-
-# What a child returns when only a person can mend it (sysexits.h, EX_CONFIG).
-NOT_CONFIGURED = 78
 
 STOP_WITHIN = 30.0
 _TICK = 0.2

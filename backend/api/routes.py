@@ -23,7 +23,8 @@ from backend.errors import (
     RequestError,
 )
 from backend.labelstudio.config import parse_labeling_config
-from backend.labelstudio.images import ImageFetcher, ImageLimits
+from backend.labelstudio.decoding import ImageLimits
+from backend.labelstudio.images import ImageFetcher
 from backend.prediction import Predictor, fits
 from backend.settings import Settings, parse_extra_params
 from backend.store import Store

@@ -13,7 +13,7 @@ import httpx
 from PIL import Image
 
 from backend.errors import LabelStudioError, LabelStudioUnreachableError
-from backend.labelstudio.client import TIMEOUT, TokenAuth
+from backend.labelstudio.tokens import TIMEOUT, TokenAuth
 
 CONTROL = "choice"
 

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backend.errors import ImageError, LabelStudioUnreachableError
-from backend.labelstudio.images import ImageFetcher, ImageLimits
+from backend.labelstudio.decoding import ImageLimits
+from backend.labelstudio.images import ImageFetcher
 
 TOKEN = "Token very-secret"
 PICTURE = b"\x89PNG picture"

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image, features
 
 from backend.errors import ImageError
-from backend.labelstudio.images import ImageLimits, decode
+from backend.labelstudio.decoding import ImageLimits, decode
 
 LIMITS = ImageLimits(max_bytes=1 << 20, max_pixels=10_000, timeout=5.0, attempts=1)
 LOSSLESS = {"PNG": {}, "WEBP": {"lossless": True}, "GIF": {}, "BMP": {}, "TIFF": {}}
