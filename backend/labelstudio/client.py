@@ -17,6 +17,8 @@ from backend.labelstudio.tokens import TIMEOUT, TokenAuth
 
 # On SQLite, Label Studio fails with 500 from 999 tasks a page on ("Expression tree is too large").
 PAGE = 500
+# Tasks named in one address, which many a web server cuts off at 4 KiB.
+SELECTED = 100
 # Full annotations are a hundred times larger than a task's id and data.
 ANNOTATED_PAGE = 200
 
@@ -199,23 +201,25 @@ class LabelStudio:
     def predictions_of(
         self, project_id: int, task_ids: Collection[int]
     ) -> dict[int, list[RemotePrediction]]:
-        """Return the predictions of each task that still exists, oldest first; 500 at most."""
-        selected = {"all": False, "included": sorted(task_ids)}
-        body = self._get(
-            "/api/tasks",
-            project=project_id,
-            page_size=PAGE,
-            fields="all",
-            include="id,predictions",
-            query=json.dumps({"selectedItems": selected}),
-        )
-        return {
-            task["id"]: sorted(
-                (_prediction(item, task["id"]) for item in task["predictions"]),
-                key=lambda prediction: prediction.id,
+        """Return the predictions of each task that still exists, oldest first."""
+        found: dict[int, list[RemotePrediction]] = {}
+        ids = sorted(task_ids)
+        for start in range(0, len(ids), SELECTED):
+            selected = {"all": False, "included": ids[start : start + SELECTED]}
+            body = self._get(
+                "/api/tasks",
+                project=project_id,
+                page_size=SELECTED,
+                fields="all",
+                include="id,predictions",
+                query=json.dumps({"selectedItems": selected}, separators=(",", ":")),
             )
-            for task in body["tasks"]
-        }
+            for task in body["tasks"]:
+                found[task["id"]] = sorted(
+                    (_prediction(item, task["id"]) for item in task["predictions"]),
+                    key=lambda prediction: prediction.id,
+                )
+        return found
 
     def update_prediction(self, prediction_id: int, values: Mapping[str, object]) -> None:
         """Set fields of a prediction in place."""

@@ -191,7 +191,7 @@ class FakeLabelStudio:
         if unknown:
             return 400, {"validation_errors": f"unknown tasks {sorted(unknown)}"}
         self.imports.append(body)
-        self.predictions |= {next(self._ids): item for item in body}
+        self.predictions |= {next(self._ids): dict(item) for item in body}
         return 201, {"created": len(body)}
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:

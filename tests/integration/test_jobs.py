@@ -533,6 +533,8 @@ def test_a_version_published_between_two_chunks_takes_over(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(refresh_module, "ADDED_AT_ONCE", 2)
+    monkeypatch.setattr(refresh_module, "REPLACED_AT_ONCE", 2)
+    monkeypatch.setattr(refresh_module, "HEAD", 0)
     ids = label_studio.add_tasks(*shades(8))
     do(store, Kind.TRAIN)
     do(store, Kind.SYNC)
