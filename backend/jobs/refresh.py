@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from backend.errors import LabelStudioError
 from backend.jobs import sweep
@@ -78,10 +78,10 @@ def _push(services: Services, claim: Claim, version: Version, config: LabelingCo
         ]
     least_certain_first = 1 if version.score == Score.CONFIDENCE.value else -1
     predictions.sort(key=lambda prediction: least_certain_first * prediction.score)
-    shown = store.tasks.shown(project_id, SHOWN)
-    chunk_size = REPLACED_AT_ONCE if replaces else ADDED_AT_ONCE
+    head = [item.task_id for item in predictions[:HEAD] if item.task_id is not None]
+    in_place = store.tasks.shown(project_id, SHOWN) | set(head)
     pushed = 0
-    for start in range(0, len(predictions), chunk_size):
+    for chunk in _chunks(predictions, replaces=replaces):
         project = store.projects.get(project_id)
         if (
             claim.lost.is_set()
@@ -90,16 +90,12 @@ def _push(services: Services, claim: Claim, version: Version, config: LabelingCo
             or project.model_version != version.name
         ):
             return False
-        if pushed and _should_make_way(services, claim):
+        if pushed > HEAD and _should_make_way(services, claim):
             break
-        chunk = predictions[start : start + chunk_size]
-        _replace(services, version, chunk, shown)
+        _replace(services, version, chunk, in_place)
         if not pushed:
             _switch(services, version)
-            head = [prediction.task_id for prediction in chunk[:HEAD]]
-            store.tasks.mark_shown(
-                project_id, [task_id for task_id in head if task_id is not None], SHOWN_FOR
-            )
+            store.tasks.mark_shown(project_id, head, SHOWN_FOR)
         pushed += len(chunk)
     if predictions:
         log.info(
@@ -113,7 +109,7 @@ def _push(services: Services, claim: Claim, version: Version, config: LabelingCo
 
 
 def _replace(
-    services: Services, version: Version, chunk: Sequence[Prediction], shown: Collection[int]
+    services: Services, version: Version, chunk: Sequence[Prediction], in_place: Collection[int]
 ) -> None:
     """Leave one prediction of ours, the version's, on each task of a chunk.
 
@@ -141,7 +137,7 @@ def _replace(
         elif len(ours) == 1 and current:
             # An import whose answer was lost.
             continue
-        elif task_id in shown or len(ours) < len(predictions):
+        elif task_id in in_place or len(ours) < len(predictions):
             kept = (current or ours)[0]
             if not current:
                 client.update_prediction(kept.id, wanted[task_id])
@@ -159,6 +155,16 @@ def _replace(
         )
     services.store.tasks.mark_predicted(project_id, held.keys(), version.name)
     services.store.tasks.remove(project_id, wanted.keys() - held.keys())
+
+
+def _chunks(predictions: Sequence[Prediction], *, replaces: bool) -> Iterator[Sequence[Prediction]]:
+    size = REPLACED_AT_ONCE if replaces else ADDED_AT_ONCE
+    # Until the switch the queue is short of what has been replaced: so the head goes first, alone.
+    start = HEAD if replaces else 0
+    if predictions[:start]:
+        yield predictions[:start]
+    for first in range(start, len(predictions), size):
+        yield predictions[first : first + size]
 
 
 def _fields(prediction: Prediction) -> dict[str, object]:

@@ -440,6 +440,34 @@ def test_what_a_page_may_show_is_changed_in_place_so_that_its_annotation_is_take
     assert {task for task in ids if after[task] == before[task]} == set(shown)
 
 
+def test_the_queue_follows_as_soon_as_its_head_is_replaced(
+    services: Services,
+    store: Store,
+    label_studio: FakeLabelStudio,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(refresh_module, "HEAD", 2)
+    ids = label_studio.add_tasks(*shades(6))
+    old = predicted_and_settled(store)
+    scores = {item["task"]: item["score"] for item in label_studio.predictions.values()}
+    head = sorted(ids, key=scores.__getitem__)[:2]
+    new = store.versions.publish(replace(old, fingerprint="f" * 64))
+    at_the_switch = []
+
+    def look(method: str, path: str) -> None:
+        if method == "PATCH" and "/projects/" in path:
+            at_the_switch.append(
+                (label_studio.predicted(old.name), label_studio.predicted(new.name))
+            )
+
+    label_studio.before = look
+    store.requests.add(Request(PROJECT, Kind.REFRESH))
+    do_all(store)
+
+    rest = dict.fromkeys(sorted(set(ids) - set(head)), 1)
+    assert at_the_switch == [(rest, dict.fromkeys(head, 1))]
+
+
 def test_a_refresh_of_what_is_already_there_pushes_nothing(
     services: Services, store: Store, label_studio: FakeLabelStudio
 ) -> None:
@@ -596,6 +624,7 @@ def test_while_another_training_is_waited_for_only_the_most_uncertain_are_pushed
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(refresh_module, "ADDED_AT_ONCE", 2)
+    monkeypatch.setattr(refresh_module, "HEAD", 1)
     ids = label_studio.add_tasks(*shades(6))
     do(store, Kind.TRAIN)
     do(store, Kind.SYNC)
