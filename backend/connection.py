@@ -104,20 +104,22 @@ class Connection:
                 f"Project {self._project_id} was not connected with `clip-backend connect`; "
                 "remove the ML backend in Label Studio, Settings > Model"
             )
-        # First of all, so that no job pushes predictions behind our back.
-        self._store.projects.update(self._project_id, connected=False)
-        self._wait_for_jobs()
         try:
-            remote = self._client.project(self._project_id)
+            self._client.project(self._project_id)
         except LabelStudioError as error:
             if error.label_studio_status != 404:
                 raise
             self._store.forget(self._project_id)
             report("the project no longer exists in Label Studio: forgotten")
             return
+        # First of all: while Label Studio removes it, it calls /setup, which connects a project.
+        self._remove("ml_backend", self._client.remove_ml_backend, report)
+        # Then the jobs, so that none pushes predictions behind our back.
+        self._store.projects.update(self._project_id, connected=False)
+        self._wait_for_jobs()
+        remote = self._client.project(self._project_id)
         self._remove("view", self._client.remove_view, report)
         self._undo_webhook(report)
-        self._remove("ml_backend", self._client.remove_ml_backend, report)
         self._remove_predictions(report)
         before = self._record["project"]
         values = {

@@ -102,6 +102,10 @@ def test_connecting_twice_changes_nothing_and_disconnecting_restores_everything(
 
     backend.run_cli("disconnect", "--project", str(images.id))
     assert _everything(images) == before
+    left = backend.store.projects.get(images.id)
+    assert left is not None
+    assert not left.connected
+    assert backend.store.requests.waiting(images.id) == []
 
 
 def test_predictions_of_somebody_else_survive(backend: RunningBackend, project: NewProject) -> None:
