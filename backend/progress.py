@@ -59,7 +59,7 @@ def follow(store: Store, settings: Settings, project_id: int) -> None:
             shown,
             description="predicted",
             completed=progress.predicted,
-            total=max(progress.open, 1) if not progress.open else progress.open,
+            total=progress.open or 1,
         )
     console = Console()
     console.print(

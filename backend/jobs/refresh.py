@@ -6,9 +6,9 @@ import logging
 from collections.abc import Collection, Iterator, Sequence
 
 from backend.errors import LabelStudioError
-from backend.jobs import sweep
 from backend.jobs.embed import mirror
 from backend.jobs.services import Services
+from backend.jobs.sweep import is_wanted
 from backend.labelstudio.config import LabelingConfig, parse_labeling_config
 from backend.labelstudio.removal import delete_prediction
 from backend.prediction import Prediction, fits
@@ -138,8 +138,9 @@ def _replace(
             # An import whose answer was lost.
             continue
         elif task_id in in_place or len(ours) < len(predictions):
-            kept = (current or ours)[0]
-            if not current:
+            # The oldest has been on screens for the longest.
+            kept = ours[0]
+            if kept not in current:
                 client.update_prediction(kept.id, wanted[task_id])
             for item in ours:
                 if item is not kept:
@@ -203,5 +204,5 @@ def _settle(services: Services, version: Version) -> None:
         _switch(services, version)
     recorded = len(store.tasks.predicted(project_id, version.name))
     progress = store.tasks.progress(project_id, version.name)
-    if sweep.is_wanted(counts, version.name, recorded, progress):
+    if is_wanted(counts, version.name, recorded, progress):
         store.requests.add(Request(project_id, Kind.SWEEP), delay=SWEEP_DELAY)

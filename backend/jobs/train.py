@@ -53,6 +53,8 @@ def train(services: Services, claim: Claim) -> None:
             task.id: task
             for page in services.label_studio.annotated_tasks(project_id)
             for task in page
+            # One that was only skipped teaches nothing.
+            if task.annotation_count
         }.values()
     )
     store.tasks.close_all_but(project_id, {task.id for task in annotated if not task.open})
