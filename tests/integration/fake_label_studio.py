@@ -26,6 +26,10 @@ CONFIG = """
 """
 
 
+def _given(task: dict[str, Any]) -> list[dict[str, Any]]:
+    return [annotation for annotation in task["annotations"] if not annotation["was_cancelled"]]
+
+
 class FakeLabelStudio:
     """What a project holds, and the server that shows it.
 
@@ -84,6 +88,13 @@ class FakeLabelStudio:
         }
         self.tasks[task_id]["annotations"].append(
             {"id": next(self._ids), "was_cancelled": False, "result": [chosen]}
+        )
+        self._touch(task_id)
+
+    def skip(self, task_id: int) -> None:
+        """Skip a task as a user does."""
+        self.tasks[task_id]["annotations"].append(
+            {"id": next(self._ids), "was_cancelled": True, "result": []}
         )
         self._touch(task_id)
 
@@ -172,8 +183,8 @@ class FakeLabelStudio:
             {
                 "id": key,
                 "data": task["data"],
-                "is_labeled": bool(task["annotations"]),
-                "total_annotations": len(task["annotations"]),
+                "is_labeled": bool(_given(task)),
+                "total_annotations": len(_given(task)),
                 "updated_at": task["updated_at"],
                 "annotations": task["annotations"],
                 "predictions": [

@@ -346,6 +346,19 @@ def test_ties_unknown_choices_and_missing_pictures_are_left_out_and_counted(
     assert (report["ties"], report["unknown_choices"], report["without_picture"]) == (1, 1, 1)
 
 
+def test_a_task_that_was_only_skipped_is_predicted_and_not_counted(
+    services: Services, store: Store, label_studio: FakeLabelStudio
+) -> None:
+    skipped, annotated = label_studio.add_tasks(*shades(2))
+    label_studio.skip(skipped)
+    label_studio.annotate(annotated, "red")
+
+    version = predicted_and_settled(store)
+
+    assert version.annotations == 1
+    assert label_studio.predicted(version.name) == {skipped: 1}
+
+
 def test_a_config_with_nothing_for_us_publishes_nothing(
     services: Services, store: Store, label_studio: FakeLabelStudio
 ) -> None:
@@ -438,6 +451,23 @@ def test_what_a_page_may_show_is_changed_in_place_so_that_its_annotation_is_take
     assert label_studio.predicted() == dict.fromkeys(ids, 1)
     assert label_studio.predicted(active(store).name) == dict.fromkeys(ids, 1)
     assert {task for task in ids if after[task] == before[task]} == set(shown)
+
+
+def test_of_two_of_ours_the_one_that_was_shown_longest_stays(
+    services: Services, store: Store, label_studio: FakeLabelStudio
+) -> None:
+    first, *_ = label_studio.add_tasks(*shades(3))
+    old = predicted_and_settled(store)
+    [oldest] = [key for key, item in label_studio.predictions.items() if item["task"] == first]
+    new = store.versions.publish(replace(old, fingerprint="f" * 64))
+    label_studio.predict(first, new.name)
+
+    store.requests.add(Request(PROJECT, Kind.REFRESH))
+    do_all(store)
+
+    left = {key: item for key, item in label_studio.predictions.items() if item["task"] == first}
+    assert list(left) == [oldest]
+    assert left[oldest]["model_version"] == new.name
 
 
 def test_the_queue_follows_as_soon_as_its_head_is_replaced(
