@@ -154,7 +154,7 @@ class Predictor:
     ) -> list[Prediction | TaskError]:
         import torch
 
-        from backend.learning.strategies import STRATEGIES, combine
+        from backend.learning.strategies import STRATEGIES, Pool, combine
 
         pictures = [[self._picture(control, task) for control in config.controls] for task in tasks]
         found = self._vectors(
@@ -186,8 +186,8 @@ class Predictor:
             control_head = version.heads[control.name]
             batch = torch.from_numpy(np.stack([row[column] for row in vectors]))
             probabilities = control_head.head.probabilities(batch)
-            measure = STRATEGIES[version.query_strategy]
-            uncertainties.append(measure(probabilities, multiple=control.multiple, keys=keys))
+            pool = Pool(batch, control_head.head, batch[:0], keys)
+            uncertainties.append(STRATEGIES[version.query_strategy](pool))
             for result, row in zip(results, probabilities.numpy(), strict=True):
                 result.extend(_result(control, control_head.values, row))
         uncertainty = combine(uncertainties)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from backend.errors import LabelStudioError
 from backend.jobs.services import Services
+from backend.labelstudio.agreement import agreement_of
 from backend.labelstudio.annotations import Labels, labels_of
 from backend.labelstudio.client import RemoteProject, RemoteTask
 from backend.labelstudio.config import Control, parse_labeling_config
@@ -79,10 +80,11 @@ def train(services: Services, claim: Claim) -> None:
         or active.fingerprint != version.fingerprint
         or not fits(active, config, version.encoder)
     ):
-        heads = {name: of_control.head(learning) for name, of_control in labelled.items()}
+        trained = {name: of_control.train(learning) for name, of_control in labelled.items()}
         if claim.lost.is_set():
             return
-        report = {name: of_control.report for name, of_control in labelled.items()}
+        heads = {name: head for name, (head, _) in trained.items()}
+        report = {name: of_control for name, (_, of_control) in trained.items()}
         published = store.versions.publish(replace(version, heads=heads, report=report))
         log.info(
             "published project=%d version=%s tasks_annotated=%d labels=%s",
@@ -90,6 +92,11 @@ def train(services: Services, claim: Claim) -> None:
             published.name,
             len(annotated),
             ",".join(f"{name}:{len(of_control)}" for name, of_control in labels.items()),
+        )
+    else:
+        # Annotators can come to agree or disagree without a label that changes.
+        store.versions.amend(
+            active, {name: {"agreement": each.agreement} for name, each in labelled.items()}
         )
     store.projects.update(project_id, watermark=mark)
     store.requests.add(Request(project_id, Kind.REFRESH))
@@ -122,25 +129,39 @@ class _Labelled:
     def __init__(self, services: Services, control: Control, annotated: list[RemoteTask]) -> None:
         self._encoder = services.predictor.encoder
         self._control = control
-        self._labels: Labels = labels_of(control, {task.id: task.annotations for task in annotated})
+        annotations = {task.id: task.annotations for task in annotated}
+        self._labels: Labels = labels_of(control, annotations)
+        self.agreement = agreement_of(control, annotations)
         tasks = [Task(task.id, task.data) for task in annotated if task.id in self._labels.values]
         # By id: the same labels give the same head, in whatever order they are listed.
         tasks.sort(key=lambda task: task.id or 0)
         self._ids, self._vectors = services.predictor.vectors_of(tasks, control)
         self.choices = {task_id: self._labels.values[task_id] for task_id in self._ids}
 
-    def head(self, learning: LearningSettings) -> ControlHead:
-        from backend.learning.head import fit
+    def train(self, learning: LearningSettings) -> tuple[ControlHead, dict[str, Any]]:
+        """Return the head that the labels give, and what is known about it."""
+        from backend.learning.label_errors import suspected_labels
+        from backend.learning.training import Trained, train
 
         zero_shot = zero_shot_head(self._encoder, self._control, learning)
-        if len(self._ids) < learning.min_annotations:
-            return zero_shot
-        device = self._encoder.device
-        head = fit(self._vectors.to(device), self._targets().to(device), zero_shot.head)
-        return ControlHead(zero_shot.values, head)
+        trained = Trained(zero_shot.head, None, None)
+        targets = self._targets()
+        if len(self._ids) >= learning.min_annotations:
+            device = self._encoder.device
+            trained = train(self._vectors.to(device), targets.to(device), zero_shot.head)
+        report = self._counts() | {"agreement": self.agreement}
+        if trained.out_of_fold is not None and trained.evaluation is not None:
+            report["out_of_fold"] = asdict(trained.evaluation)
+            report["suspects"] = suspected_labels(
+                trained.out_of_fold.cpu(),
+                targets,
+                self._ids,
+                self._control.values,
+                multiple=self._control.multiple,
+            )
+        return ControlHead(zero_shot.values, trained.head), report
 
-    @property
-    def report(self) -> dict[str, Any]:
+    def _counts(self) -> dict[str, Any]:
         per_choice = dict.fromkeys(self._control.values, 0)
         for chosen in self.choices.values():
             for value in chosen:

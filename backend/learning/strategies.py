@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from backend.learning.head import Head
 from backend.learning.uncertainty import (
     Measure,
     entropy,
@@ -19,11 +21,34 @@ from backend.learning.uncertainty import (
 )
 
 
-class Strategy(Protocol):
-    """A way to say how much a label of each task would teach."""
+@dataclass(frozen=True)
+class Pool:
+    """What a query strategy may look at.
 
-    def __call__(self, probabilities: Tensor, *, multiple: bool, keys: Sequence[str]) -> Tensor:
-        """Return uncertainties [N] float32 in [0, 1] of tasks with probabilities [N, K]."""
+    Attributes
+    ----------
+    embeddings : Tensor[N, D], floating
+        Unit vectors of the pictures without a label.
+    head : Head
+        The current one.
+    labelled : Tensor[M, D], floating
+        Unit vectors of the labelled set.
+    keys : N strings
+        What a draw depends on, such as the task and the model version.
+
+    """
+
+    embeddings: Tensor
+    head: Head
+    labelled: Tensor
+    keys: Sequence[str]
+
+
+class Strategy(Protocol):
+    """A way to say how much a label of each picture would teach."""
+
+    def __call__(self, pool: Pool) -> Tensor:
+        """Return uncertainties [N] float32 in [0, 1]; the highest is asked about first."""
         ...
 
 
@@ -37,37 +62,23 @@ def by(measure: Measure) -> Strategy:
 
     """
 
-    def strategy(probabilities: Tensor, *, multiple: bool, keys: Sequence[str]) -> Tensor:  # noqa: ARG001
-        uncertainties = (
-            least_certain_label(probabilities, measure) if multiple else measure(probabilities)
-        )
-        return uncertainties.float()
+    def strategy(pool: Pool) -> Tensor:
+        probabilities = pool.head.probabilities(pool.embeddings)
+        if pool.head.multiple:
+            return least_certain_label(probabilities, measure).float()
+        return measure(probabilities).float()
 
     return strategy
 
 
-def random(probabilities: Tensor, *, multiple: bool, keys: Sequence[str]) -> Tensor:  # noqa: ARG001
+def random(pool: Pool) -> Tensor:
     """Return a stable pseudo-random uncertainty in [0, 1) per key: the baseline of every study.
 
     A hash of the key, so that a task's place in the queue holds until its key changes.
-
-    Parameters
-    ----------
-    probabilities : Tensor[N, K]
-        Only its device is used.
-    multiple : bool
-        Unused.
-    keys : N strings
-        What the draw depends on: the task and the model version.
-
-    Returns
-    -------
-    Tensor[N] float32.
-
     """
     # 24 bits are what a float32 holds exactly: more could round up to 1.
-    draws = [int.from_bytes(hashlib.sha256(key.encode()).digest()[:3], "big") for key in keys]
-    return torch.tensor(draws, dtype=torch.float32, device=probabilities.device) / 2**24
+    draws = [int.from_bytes(hashlib.sha256(key.encode()).digest()[:3], "big") for key in pool.keys]
+    return torch.tensor(draws, dtype=torch.float32, device=pool.embeddings.device) / 2**24
 
 
 STRATEGIES: Mapping[str, Strategy] = MappingProxyType(

@@ -83,6 +83,21 @@ class Versions:
         with self._database.read() as connection:
             return list(connection.scalars(query))
 
+    def amend(self, version: Version, additions: Mapping[str, Mapping[str, Any]]) -> None:
+        """Put new entries by control into a version's report; write only where they differ."""
+        report = {name: {**version.report.get(name, {}), **new} for name, new in additions.items()}
+        if report == version.report:
+            return
+        with self._database.write() as connection:
+            connection.execute(
+                sa.update(versions)
+                .where(
+                    versions.c.project_id == version.project_id,
+                    versions.c.number == version.number,
+                )
+                .values(report=report)
+            )
+
     def publish(self, version: Version) -> Version:
         """Store a version under the project's next number and make it the active one.
 

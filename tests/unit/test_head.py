@@ -15,6 +15,10 @@ from backend.learning.head import Head, fit, zero_shot
 CHOICES, SIZE = 6, 32
 
 
+# What a change of weights counts in where the prior has no scale of its own: CLIP's logit scale.
+SCALE = 100.0
+
+
 @dataclass(frozen=True)
 class Pictures:
     """Embeddings in a narrow cone, as CLIP's are, and texts that name their classes badly."""
@@ -80,7 +84,7 @@ def test_multiple_zero_shot_asks_whether_a_choice_beats_the_neutral_prompt() -> 
 def test_a_head_takes_embeddings_of_any_precision(pictures: Pictures, dtype: torch.dtype) -> None:
     embeddings = pictures.embeddings[:40].to(dtype)
 
-    head = fit(embeddings, pictures.classes[:40], pictures.prior)
+    head = fit(embeddings, pictures.classes[:40], pictures.prior, pull=50.0)
 
     probabilities = head.probabilities(embeddings)
     assert probabilities.dtype == head.weights.dtype == head.bias.dtype == torch.float32
@@ -90,18 +94,18 @@ def test_a_head_takes_embeddings_of_any_precision(pictures: Pictures, dtype: tor
 def test_no_label_gives_the_prior_itself(pictures: Pictures) -> None:
     prior = pictures.prior
 
-    assert fit(pictures.embeddings[:0], pictures.classes[:0], prior) is prior
+    assert fit(pictures.embeddings[:0], pictures.classes[:0], prior, pull=50.0) is prior
 
 
 def test_no_label_gives_the_multiple_prior_itself(several: tuple[Tensor, Tensor, Head]) -> None:
     embeddings, targets, prior = several
 
-    assert fit(embeddings[:0], targets[:0], prior) is prior
+    assert fit(embeddings[:0], targets[:0], prior, pull=50.0) is prior
 
 
 @pytest.mark.parametrize("choice", range(CHOICES))
 def test_one_label_even_a_wrong_one_changes_no_prediction(pictures: Pictures, choice: int) -> None:
-    head = fit(pictures.embeddings[:1], torch.tensor([choice]), pictures.prior)
+    head = fit(pictures.embeddings[:1], torch.tensor([choice]), pictures.prior, pull=50.0)
 
     assert torch.equal(
         head.probabilities(pictures.embeddings), pictures.prior.probabilities(pictures.embeddings)
@@ -115,7 +119,7 @@ def test_labels_of_one_choice_alone_do_not_make_it_the_answer_to_everything(
     for choice in range(CHOICES):
         chosen = (pictures.classes[:1000] == choice).nonzero()[:20, 0]
 
-        head = fit(pictures.embeddings[chosen], pictures.classes[chosen], pictures.prior)
+        head = fit(pictures.embeddings[chosen], pictures.classes[chosen], pictures.prior, pull=50.0)
 
         assert pictures.accuracy(head) > before - 0.05
 
@@ -124,7 +128,7 @@ def test_a_choice_without_a_label_keeps_its_weights_exactly(pictures: Pictures) 
     labelled = (pictures.classes[:300] != 2).nonzero()[:, 0]
     prior = pictures.prior
 
-    head = fit(pictures.embeddings[labelled], pictures.classes[labelled], prior)
+    head = fit(pictures.embeddings[labelled], pictures.classes[labelled], prior, pull=50.0)
 
     assert torch.equal(head.weights[2], prior.weights[2])
     assert torch.equal(head.bias[2], prior.bias[2])
@@ -134,7 +138,7 @@ def test_a_choice_without_a_label_keeps_its_weights_exactly(pictures: Pictures) 
 
 def test_a_choice_without_a_label_is_still_predicted(pictures: Pictures) -> None:
     labelled = (pictures.classes[:300] != 2).nonzero()[:, 0]
-    head = fit(pictures.embeddings[labelled], pictures.classes[labelled], pictures.prior)
+    head = fit(pictures.embeddings[labelled], pictures.classes[labelled], pictures.prior, pull=50.0)
 
     of_choice = pictures.embeddings[-1000:][pictures.classes[-1000:] == 2]
 
@@ -151,7 +155,7 @@ def test_a_multiple_choice_learns_only_from_pictures_with_and_without_it(
     targets = targets[:200].clone()
     targets[:, 0], targets[:, 1] = 0, 1
 
-    head = fit(embeddings[:200], targets, prior)
+    head = fit(embeddings[:200], targets, prior, pull=50.0)
 
     assert torch.equal(head.weights[:2], prior.weights[:2])
     assert torch.equal(head.bias[:2], prior.bias[:2])
@@ -164,7 +168,7 @@ def test_multiple_labels_of_any_number_give_finite_heads(
 ) -> None:
     embeddings, targets, prior = several
 
-    head = fit(embeddings[:count], targets[:count], prior)
+    head = fit(embeddings[:count], targets[:count], prior, pull=50.0)
 
     assert head.multiple
     assert bool(head.weights.isfinite().all() and head.bias.isfinite().all())
@@ -179,9 +183,9 @@ def test_the_same_labels_give_the_same_head_to_the_last_bit_in_any_order(
     prior = several[2] if multiple else pictures.prior
     shuffled = torch.randperm(100, generator=torch.Generator().manual_seed(0))
 
-    first = fit(embeddings, targets, prior)
-    again = fit(embeddings, targets, prior)
-    reordered = fit(embeddings[shuffled], targets[shuffled], prior)
+    first = fit(embeddings, targets, prior, pull=50.0)
+    again = fit(embeddings, targets, prior, pull=50.0)
+    reordered = fit(embeddings[shuffled], targets[shuffled], prior, pull=50.0)
 
     for other in (again, reordered):
         assert torch.equal(first.weights, other.weights)
@@ -199,7 +203,7 @@ def test_without_a_prior_it_is_scikit_learns_balanced_logistic_regression(
     means = torch.stack([embeddings[classes == k].mean(dim=0) for k in range(CHOICES)])
     features = with_constant(embeddings - means.mean(dim=0), classes=CHOICES)
 
-    head = fit(embeddings, classes, nothing(multiple=False), pull=pull)
+    head = fit(embeddings, classes, nothing(multiple=False), pull=pull * SCALE**2)
 
     theirs = LogisticRegression(
         C=1 / pull, class_weight="balanced", fit_intercept=False, tol=1e-8, max_iter=10_000
@@ -215,7 +219,7 @@ def test_multiple_without_a_prior_is_one_balanced_regression_a_choice(
     embeddings, targets = several[0][:200], several[1][:200]
     features = with_constant(embeddings - embeddings.mean(dim=0), classes=2)
 
-    head = fit(embeddings, targets, nothing(multiple=True), pull=0.1)
+    head = fit(embeddings, targets, nothing(multiple=True), pull=0.1 * SCALE**2)
 
     for choice in range(CHOICES):
         theirs = LogisticRegression(
@@ -269,7 +273,9 @@ def test_accuracy_rises_with_labels_and_never_falls_clearly_below_zero_shot(
     zero = pictures.accuracy(pictures.prior)
 
     accuracies = [
-        pictures.accuracy(fit(pictures.embeddings[:n], pictures.classes[:n], pictures.prior))
+        pictures.accuracy(
+            fit(pictures.embeddings[:n], pictures.classes[:n], pictures.prior, pull=50.0)
+        )
         for n in (1, 3, 10, 30, 100, 300, 1000)
     ]
 
@@ -289,7 +295,8 @@ def test_digits_with_badly_worded_texts_are_learned() -> None:
     learner = Pictures(embeddings, classes, text)
 
     zero, few, some, many = (
-        learner.accuracy(fit(embeddings[:n], classes[:n], learner.prior)) for n in (0, 10, 100, 700)
+        learner.accuracy(fit(embeddings[:n], classes[:n], learner.prior, pull=50.0))
+        for n in (0, 10, 100, 700)
     )
 
     assert few > zero - 0.02
