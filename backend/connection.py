@@ -119,6 +119,7 @@ class Connection:
         self._wait_for_jobs()
         remote = self._client.project(self._project_id)
         self._remove("view", self._client.remove_view, report)
+        self._remove("review_view", self._client.remove_view, report)
         self._undo_webhook(report)
         self._remove_predictions(report)
         before = self._record["project"]
@@ -262,7 +263,7 @@ class Connection:
             # Somebody else has removed it.
             if error.label_studio_status != 404:
                 raise
-        report(f"removed the {what.replace('ml_backend', 'ML backend')}")
+        report(f"removed the {what.replace('ml_backend', 'ML backend').replace('_', ' ')}")
 
     def _remove_predictions(self, report: Callable[[str], None]) -> None:
         present = self._client.predictions(self._project_id)

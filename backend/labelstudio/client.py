@@ -108,6 +108,10 @@ class LabelStudio:
         with self._expecting_label_studio():
             return str(self._get("/api/current-user/whoami")["email"])
 
+    def emails(self) -> dict[int, str]:
+        """Return the email of each user by id."""
+        return {user["id"]: user["email"] for user in self._get("/api/users")}
+
     def project(self, project_id: int) -> RemoteProject:
         """Return a project; LabelStudioError with `label_studio_status` 404 if there is none."""
         body = self._get(f"/api/projects/{project_id}")
@@ -202,24 +206,20 @@ class LabelStudio:
         self, project_id: int, task_ids: Collection[int]
     ) -> dict[int, list[RemotePrediction]]:
         """Return the predictions of each task that still exists, oldest first."""
-        found: dict[int, list[RemotePrediction]] = {}
-        ids = sorted(task_ids)
-        for start in range(0, len(ids), SELECTED):
-            selected = {"all": False, "included": ids[start : start + SELECTED]}
-            body = self._get(
-                "/api/tasks",
-                project=project_id,
-                page_size=SELECTED,
-                fields="all",
-                include="id,predictions",
-                query=json.dumps({"selectedItems": selected}, separators=(",", ":")),
+        return {
+            task["id"]: sorted(
+                (_prediction(item, task["id"]) for item in task["predictions"]),
+                key=lambda prediction: prediction.id,
             )
-            for task in body["tasks"]:
-                found[task["id"]] = sorted(
-                    (_prediction(item, task["id"]) for item in task["predictions"]),
-                    key=lambda prediction: prediction.id,
-                )
-        return found
+            for task in self._selected(project_id, task_ids, "predictions")
+        }
+
+    def annotation_ids(self, project_id: int, task_ids: Collection[int]) -> dict[int, list[int]]:
+        """Return the ids of the annotations of each task that still exists."""
+        return {
+            task["id"]: sorted(annotation["id"] for annotation in task["annotations"])
+            for task in self._selected(project_id, task_ids, "annotations")
+        }
 
     def update_prediction(self, prediction_id: int, values: Mapping[str, object]) -> None:
         """Set fields of a prediction in place."""
@@ -283,9 +283,31 @@ class LabelStudio:
             self._call("POST", "/api/dm/views", json={"project": project_id, "data": dict(data)})
         )
 
+    def update_view(self, view_id: int, project_id: int, data: Mapping[str, object]) -> None:
+        """Set what a view of the Data Manager shows."""
+        self._call(
+            "PATCH", f"/api/dm/views/{view_id}", json={"project": project_id, "data": dict(data)}
+        )
+
     def remove_view(self, view_id: int) -> None:
         """Remove a view from the Data Manager."""
         self._call("DELETE", f"/api/dm/views/{view_id}")
+
+    def _selected(
+        self, project_id: int, task_ids: Collection[int], field: str
+    ) -> Iterator[dict[str, Any]]:
+        ids = sorted(task_ids)
+        for start in range(0, len(ids), SELECTED):
+            selected = {"all": False, "included": ids[start : start + SELECTED]}
+            body = self._get(
+                "/api/tasks",
+                project=project_id,
+                page_size=SELECTED,
+                fields="all",
+                include=f"id,{field}",
+                query=json.dumps({"selectedItems": selected}, separators=(",", ":")),
+            )
+            yield from body["tasks"]
 
     def _task_pages(self, query: Mapping[str, str | int]) -> Iterator[list[RemoteTask]]:
         page, seen = 1, 0

@@ -46,7 +46,7 @@ def decode(data: bytes, limits: ImageLimits) -> Image.Image:
             )
         image.load()
         turn = _turn(image)
-        picture = _to_rgb(image)
+        picture = to_rgb(image)
         return picture if turn is None else picture.transpose(turn)
     except ImageError:
         raise
@@ -94,7 +94,8 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
     return _TURNS.get(orientation) if isinstance(orientation, int) else None
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Return the picture with 8 bits a channel, on white where it is transparent."""
     if image.mode.startswith("I;16") or image.mode in {"I", "F"}:
         return _from_deep_grey(image).convert("RGB")
     if image.has_transparency_data:

@@ -50,6 +50,8 @@ class FakeLabelStudio:
         self.tasks: dict[int, dict[str, Any]] = {}
         self.predictions: dict[int, dict[str, Any]] = {}
         self.ml_backends: list[dict[str, Any]] = [{"id": 1, "url": "http://backend:9090"}]
+        self.views: dict[int, dict[str, Any]] = {}
+        self.users: dict[int, str] = {1: "ada@example.com", 2: "bob@example.com"}
         self.imports: list[list[dict[str, Any]]] = []
         self.requests: list[tuple[str, str]] = []
         self.before: Callable[[str, str], None] = lambda method, path: None
@@ -163,6 +165,20 @@ class FakeLabelStudio:
                 return (204, None) if found else (404, {"detail": "Not found."})
             case "GET", ["ml"]:
                 return 200, self.ml_backends
+            case "GET", ["users"]:
+                return 200, [{"id": key, "email": email} for key, email in self.users.items()]
+            case "GET", ["dm", "views"]:
+                return 200, [{"id": key, "data": data} for key, data in self.views.items()]
+            case "POST", ["dm", "views"]:
+                key = next(self._ids)
+                self.views[key] = body["data"]
+                return 201, {"id": key, "data": body["data"]}
+            case "PATCH", ["dm", "views", key]:
+                self.views[int(key)] = body["data"]
+                return 200, {"id": int(key), "data": body["data"]}
+            case "DELETE", ["dm", "views", key]:
+                del self.views[int(key)]
+                return 204, None
         return 404, {"detail": f"{method} {path} is not faked"}
 
     def _list(self, query: dict[str, str]) -> tuple[int, object]:
