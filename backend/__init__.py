@@ -1,3 +1,19 @@
 """A Label Studio backend that learns while people annotate images."""
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from backend.classifier import CLIPImageClassifier
+
+__all__ = ["CLIPImageClassifier", "__version__"]
+
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> object:
+    # The class needs scikit-learn and torch, which most commands and every setting do without.
+    if name == "CLIPImageClassifier":
+        from backend.classifier import CLIPImageClassifier
+
+        return CLIPImageClassifier
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,6 +11,8 @@ ClipBackendError
 ├── LabelStudioError (502)      Label Studio refused
 │   └── LabelStudioUnreachableError
 ├── EncoderError (503)          CLIP cannot be loaded
+├── ClassifierError             CLIPImageClassifier cannot do what it was asked
+├── DatasetError                a labelled set that cannot be read or made
 ├── DatabaseError (503)         the database cannot be used
 └── QueueError (503)            Redis cannot be used
 
@@ -92,6 +94,14 @@ class EncoderError(ClipBackendError):
     """CLIP cannot be loaded."""
 
     status = 503
+
+
+class ClassifierError(ClipBackendError, ValueError):
+    """What `CLIPImageClassifier` was given cannot be used; a ValueError, as in scikit-learn."""
+
+
+class DatasetError(ClipBackendError):
+    """A labelled set that cannot be read or made."""
 
 
 class DatabaseError(ClipBackendError):

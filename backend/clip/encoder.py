@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +35,8 @@ class Encoder:
     """A loaded CLIP; safe to share between threads, which take turns.
 
     `identity` names everything that a vector depends on: architecture, weights, preprocessing and
-    precision. Vectors of different identities must never be compared.
+    precision. Vectors of different identities must never be compared, so nothing may change
+    `model` any more.
     """
 
     def __init__(
@@ -47,7 +49,9 @@ class Encoder:
         device: torch.device,
         precision: torch.dtype,
     ) -> None:
+        self.name = name
         self.device = device
+        self.precision = precision
         self.identity = "-".join(
             (
                 name,
@@ -56,46 +60,68 @@ class Encoder:
                 str(precision).removeprefix("torch."),
             )
         )
-        self._model = model.eval().requires_grad_(False).to(device)
-        self._preprocess = preprocess
-        self._tokenize = tokenize
-        self._precision = precision
+        self.model = model.eval().requires_grad_(False).to(device)
+        self.preprocess = preprocess
+        self.tokenize = tokenize
+        self.batch_size = BATCH.get(device.type, BATCH["cpu"])
+        self.logit_scale = float(self.model.logit_scale.exp())
         self._turn = threading.Lock()
-        self.logit_scale = float(self._model.logit_scale.exp())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_turn"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _turn=threading.Lock())
 
     def encode_images(self, images: Sequence[Image]) -> NDArray[np.float32]:
         """Return unit vectors [N, D] of RGB pictures."""
-        import torch
-
-        step = BATCH.get(self.device.type, BATCH["cpu"])
+        step = self.batch_size
         vectors = [
-            self._encode(
-                self._model.encode_image,
-                torch.stack([self._preprocess(image) for image in images[start : start + step]]),
-            )
-            for start in range(0, len(images), step)
+            self.encode_preprocessed([self.preprocess(image) for image in images[i : i + step]])
+            for i in range(0, len(images), step)
         ]
         return np.concatenate(vectors)
+
+    def encode_preprocessed(self, images: Sequence[torch.Tensor]) -> NDArray[np.float32]:
+        """Return unit vectors [N, D] of one batch of what `preprocess` gave."""
+        import torch
+
+        return self._encode(self.model.encode_image, torch.stack(list(images)))
 
     def encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Return unit vectors [N, D] of sentences."""
-        step = BATCH.get(self.device.type, BATCH["cpu"])
+        step = self.batch_size
         vectors = [
-            self._encode(self._model.encode_text, self._tokenize(list(texts[start : start + step])))
-            for start in range(0, len(texts), step)
+            self._encode(self.model.encode_text, self.tokenize(list(texts[i : i + step])))
+            for i in range(0, len(texts), step)
         ]
         return np.concatenate(vectors)
+
+    def encode_prompts(self, prompts: Sequence[Sequence[str]]) -> NDArray[np.float32]:
+        """Return a unit vector [K, D] for each class: the normalised mean of its prompts' vectors.
+
+        Radford et al. (2021), section 3.1.4.
+        """
+        import torch
+
+        each = self.encode_texts([text for of_class in prompts for text in of_class])
+        ends = np.cumsum([len(of_class) for of_class in prompts])[:-1]
+        means = np.stack([rows.mean(axis=0) for rows in np.split(each, ends)])
+        unit: NDArray[np.float32] = torch.nn.functional.normalize(
+            torch.from_numpy(means), dim=-1
+        ).numpy()
+        return unit
 
     def _encode(
         self, encode: Callable[[torch.Tensor], torch.Tensor], batch: torch.Tensor
     ) -> NDArray[np.float32]:
         import torch
 
-        reduced = self._precision is not torch.float32
+        reduced = self.precision is not torch.float32
         with (
             self._turn,
             torch.inference_mode(),
-            torch.autocast(self.device.type, dtype=self._precision, enabled=reduced),
+            torch.autocast(self.device.type, dtype=self.precision, enabled=reduced),
         ):
             vectors = encode(batch.to(self.device, non_blocking=True)).float()
             unit: NDArray[np.float32] = torch.nn.functional.normalize(vectors, dim=-1).cpu().numpy()
@@ -150,14 +176,7 @@ def load_encoder(name: str, pretrained: str | None, device: str, precision: str)
     """
     import open_clip
 
-    if name == "tiny":
-        open_clip.add_model_config(TINY)
-        pretrained = pretrained or str(TINY / "tiny.safetensors")
-    if name not in open_clip.list_models():
-        raise EncoderError(f"CLIP_MODEL: open_clip has no architecture {name!r}")
-    pretrained = pretrained or DEFAULT_PRETRAINED.get(name)
-    if pretrained is None:
-        raise EncoderError(f"CLIP_PRETRAINED is not set: name the weights of {name}")
+    pretrained = _resolve(name, pretrained)
     known = open_clip.list_pretrained_tags_by_model(name)
     if pretrained not in known and not Path(pretrained).is_file():
         raise EncoderError(
@@ -165,6 +184,7 @@ def load_encoder(name: str, pretrained: str | None, device: str, precision: str)
             f"({', '.join(known) or 'none are'})"
         )
     torch_device = _device(device)
+    torch_precision = _precision(precision, torch_device)
     try:
         model, _, preprocess = open_clip.create_model_and_transforms(name, pretrained=pretrained)
         tokenize = open_clip.get_tokenizer(name)
@@ -176,13 +196,77 @@ def load_encoder(name: str, pretrained: str | None, device: str, precision: str)
             "or set CLIP_MODEL=tiny to try things out"
         ) from None
     return Encoder(
-        model,
-        preprocess,
-        tokenize,
-        name=name,
-        device=torch_device,
-        precision=_precision(precision, torch_device),
+        model, preprocess, tokenize, name=name, device=torch_device, precision=torch_precision
     )
+
+
+def restore_encoder(
+    name: str,
+    pretrained: str | None,
+    device: str,
+    precision: str,
+    state: Mapping[str, torch.Tensor],
+) -> Encoder:
+    """Rebuild a CLIP from the `state` of a model that began as `load_encoder`'s of these names.
+
+    The weights of `pretrained` are not needed; it only tells how pictures are prepared.
+
+    Raises EncoderError where the state does not fit, SettingsError as `load_encoder` does.
+    """
+    import open_clip
+
+    preparation = open_clip.get_pretrained_cfg(name, _resolve(name, pretrained))
+    torch_device = _device(device)
+    torch_precision = _precision(precision, torch_device)
+    try:
+        with _expecting_random_weights():
+            model, _, preprocess = open_clip.create_model_and_transforms(
+                name,
+                pretrained_hf=False,
+                image_mean=preparation.get("mean"),
+                image_std=preparation.get("std"),
+                image_interpolation=preparation.get("interpolation"),
+                image_resize_mode=preparation.get("resize_mode"),
+            )
+        model.load_state_dict(state)
+        tokenize = open_clip.get_tokenizer(name)
+    except Exception as error:  # a text tower's config or tokenizer may need the network
+        log.debug("restoring failed", exc_info=True)
+        raise EncoderError(
+            f"{name} cannot be rebuilt from these weights ({type(error).__name__})"
+        ) from None
+    return Encoder(
+        model, preprocess, tokenize, name=name, device=torch_device, precision=torch_precision
+    )
+
+
+def _resolve(name: str, pretrained: str | None) -> str:
+    """Return what weights `name` is to have; raises EncoderError for unknown architectures."""
+    import open_clip
+
+    if name == "tiny":
+        open_clip.add_model_config(TINY)
+        pretrained = pretrained or str(TINY / "tiny.safetensors")
+    if name not in open_clip.list_models():
+        raise EncoderError(f"CLIP_MODEL: open_clip has no architecture {name!r}")
+    pretrained = pretrained or DEFAULT_PRETRAINED.get(name)
+    if pretrained is None:
+        raise EncoderError(f"CLIP_PRETRAINED is not set: name the weights of {name}")
+    return pretrained
+
+
+@contextmanager
+def _expecting_random_weights() -> Iterator[None]:
+    # open_clip warns on the root logger of what is meant here.
+    def other(record: logging.LogRecord) -> bool:
+        return "Model initialized randomly" not in record.getMessage()
+
+    root = logging.getLogger()
+    root.addFilter(other)
+    try:
+        yield
+    finally:
+        root.removeFilter(other)
 
 
 def _device(wanted: str) -> torch.device:
@@ -207,12 +291,11 @@ def _device(wanted: str) -> torch.device:
 def _precision(wanted: str, device: torch.device) -> torch.dtype:
     import torch
 
+    named = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if wanted in named:
+        return named[wanted]
     if wanted != "auto":
-        return {
-            "float32": torch.float32,
-            "bfloat16": torch.bfloat16,
-            "float16": torch.float16,
-        }[wanted]
+        raise SettingsError(f"PRECISION: {wanted!r} is none of auto, {', '.join(named)}")
     if device.type == "cuda":
         emulated = not torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.float16 if emulated else torch.bfloat16

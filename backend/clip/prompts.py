@@ -12,8 +12,8 @@ TEMPLATES = ("a photo of a {}.", "a picture of a {}.", "a drawing of a {}.", "{}
 NEUTRAL = ("a photo.", "a picture of something.", "a drawing of something.")
 
 
-def prompts(names: Sequence[str]) -> list[str]:
-    """Return the prompts of a choice that goes by `names`."""
+def prompts(names: Sequence[str], templates: Sequence[str] = TEMPLATES) -> list[str]:
+    """Return the prompts of a choice that goes by `names`; `{}` in a template stands for one."""
     readable = dict.fromkeys(" ".join(name.replace("_", " ").split()) for name in names)
     # Not str.format: a name is a user's text and may hold braces.
-    return [template.replace("{}", name) for name in readable for template in TEMPLATES]
+    return [template.replace("{}", name) for name in readable for template in templates]

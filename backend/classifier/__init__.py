@@ -1,0 +1,5 @@
+"""CLIP and a head on it as a scikit-learn classifier of pictures."""
+
+from backend.classifier.estimator import CLIPImageClassifier
+
+__all__ = ["CLIPImageClassifier"]
