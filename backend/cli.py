@@ -264,7 +264,7 @@ def simulate(
     ] = None,
     strategy: Annotated[
         list[str] | None,
-        typer.Option(help="Repeatable; `random` is always simulated too.  [default: margin]"),
+        typer.Option(help="Repeatable; `random` is always simulated too; default: margin."),
     ] = None,
     initial_per_class: Annotated[
         int, typer.Option(min=0, help="Random labels of each class to start from.")

@@ -187,7 +187,7 @@ class Predictor:
             batch = torch.from_numpy(np.stack([row[column] for row in vectors]))
             probabilities = control_head.head.probabilities(batch)
             pool = Pool(batch, control_head.head, batch[:0], keys)
-            uncertainties.append(STRATEGIES[version.query_strategy](pool))
+            uncertainties.append(STRATEGIES[version.query_strategy].measure(pool))
             for result, row in zip(results, probabilities.numpy(), strict=True):
                 result.extend(_result(control, control_head.values, row))
         uncertainty = combine(uncertainties)

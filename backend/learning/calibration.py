@@ -15,7 +15,7 @@ _LARGEST = math.log(30)
 
 
 def log_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the summed negative log likelihood of targets, in nats.
+    """Return the negative log likelihood [N] of targets, in nats.
 
     Parameters
     ----------
@@ -24,13 +24,14 @@ def log_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
     """
     if targets.ndim == 2:
-        return functional.binary_cross_entropy_with_logits(
-            logits, targets.to(logits), reduction="sum"
+        losses = functional.binary_cross_entropy_with_logits(
+            logits, targets.to(logits), reduction="none"
         )
-    return functional.cross_entropy(logits, targets, reduction="sum")
+        return losses.sum(dim=1)
+    return functional.cross_entropy(logits, targets, reduction="none")
 
 
-def temperature(logits: Tensor, targets: Tensor) -> tuple[float, float]:
+def temperature(logits: Tensor, targets: Tensor, weights: Tensor) -> tuple[float, float]:
     """Return the temperature T that makes logits / T likeliest, and the penalised log loss there.
 
     Temperature scaling (Guo et al., 2017, "On Calibration of Modern Neural Networks", section
@@ -41,6 +42,8 @@ def temperature(logits: Tensor, targets: Tensor) -> tuple[float, float]:
     logits : Tensor[N, K], floating
         Out-of-fold.
     targets : Tensor[N] int64, or Tensor[N, K] of 0 and 1 for independent choices
+    weights : Tensor[N], floating
+        How much each label counts.
 
     Returns
     -------
@@ -50,7 +53,8 @@ def temperature(logits: Tensor, targets: Tensor) -> tuple[float, float]:
 
     def loss(log_temperature: float) -> float:
         penalty = _PULL / 2 * log_temperature**2
-        return log_loss(logits / math.exp(log_temperature), targets).item() + penalty
+        losses = log_loss(logits / math.exp(log_temperature), targets)
+        return (weights @ losses).item() + penalty
 
     found = minimize_scalar(
         loss, bounds=(-_LARGEST, _LARGEST), method="bounded", options={"xatol": 1e-4}

@@ -28,6 +28,9 @@ _SCALE = 100.0
 # which a plain regression would use as such a feature; 0.5 learns as much from many labels.
 _BIAS_FEATURE = 0.5
 
+# By the prior's certainty, to weigh labels that were picked by it.
+_STRATA = 5
+
 # Where L-BFGS stops: for the head that is published, and for one of very many that are compared
 # (a hundred times looser moves no out-of-fold loss by a hundredth).
 _PRECISE = {"maxiter": 1000, "maxcor": 20, "gtol": 1e-6, "ftol": 1e-12}
@@ -190,6 +193,33 @@ class LabelledSet:
             bias=bias.to(self._prior.bias),
         )
 
+    def stands_for(self, pool: Tensor | None) -> Tensor:
+        """Return how much each label counts [N] float64 as one of a sample of the pool.
+
+        Where the prior is as certain as of these labelled pictures lies some share of the pool; a
+        larger share of the labels counts no more than that. A label never counts twice: where
+        there are few, they say little.
+
+        Parameters
+        ----------
+        pool : Tensor[M, D], floating, optional
+            None: the labels are a sample.
+
+        """
+        if pool is None or not len(pool):
+            return torch.ones_like(self.prior_logits[:, 0])
+        certainty = _certainty(self.prior_logits, multiple=self._prior.multiple)
+        of_pool = _certainty(
+            self._prior.logits(pool).to(self.prior_logits), multiple=self._prior.multiple
+        )
+        quantiles = torch.arange(1, _STRATA, dtype=torch.float64, device=certainty.device) / _STRATA
+        edges = of_pool.quantile(quantiles)
+        stratum = torch.bucketize(certainty, edges)
+        labels = stratum.bincount(minlength=_STRATA)
+        pictures = torch.bucketize(of_pool, edges).bincount(minlength=_STRATA)
+        shares = pictures.double() / len(of_pool) * len(certainty) / labels
+        return shares[stratum].clamp_max(1)
+
     def out_of_fold(self, folds: Tensor, *, pulls: Sequence[float], trust: float) -> list[Tensor]:
         """Return for each pull the logits of heads that have not seen the picture's fold.
 
@@ -284,6 +314,13 @@ class _Change:
     learning: Tensor
     weights: Tensor
     bias: Tensor
+
+
+def _certainty(logits: Tensor, *, multiple: bool) -> Tensor:
+    probabilities = probabilities_of(logits, multiple=multiple)
+    if multiple:
+        return (probabilities - 0.5).abs().amin(dim=1)
+    return probabilities.amax(dim=1)
 
 
 def _canonical_order(embeddings: Tensor, targets: Tensor) -> Tensor:

@@ -1,16 +1,21 @@
-"""Query strategies: which tasks to ask a human about first, the most uncertain ones."""
+"""Query strategies: which pictures to ask a human about first.
+
+Each has a measure, which says of one picture alone how uncertain it is, so that a pool of any size
+can be scored in parts. Some also pick: they look at the pictures together and choose the few that
+come first, so that neighbours in the queue teach different things.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from backend.learning import picking
 from backend.learning.head import Head
 from backend.learning.uncertainty import (
     Measure,
@@ -18,7 +23,11 @@ from backend.learning.uncertainty import (
     least_certain_label,
     least_confidence,
     margin,
+    mutual_information,
 )
+
+# Between two of the picked: more than a score is rounded by.
+_STEP = 2e-6
 
 
 @dataclass(frozen=True)
@@ -44,16 +53,59 @@ class Pool:
     keys: Sequence[str]
 
 
-class Strategy(Protocol):
-    """A way to say how much a label of each picture would teach."""
+@dataclass(frozen=True)
+class Strategy:
+    """A way to say how much a label of each picture would teach.
+
+    Attributes
+    ----------
+    measure : Callable[[Pool], Tensor[N]]
+        Uncertainties in [0, 1], each of its picture alone.
+    pick : Callable[[Pool, Tensor[N]], Tensor[P] int64], optional
+        Given the uncertainties, the pictures that come first, in this order.
+
+    """
+
+    measure: Callable[[Pool], Tensor]
+    pick: Callable[[Pool, Tensor], Tensor] | None = None
 
     def __call__(self, pool: Pool) -> Tensor:
         """Return uncertainties [N] float32 in [0, 1]; the highest is asked about first."""
-        ...
+        uncertainties = self.measure(pool)
+        if self.pick is None or not len(uncertainties):
+            return uncertainties
+        return put_first(uncertainties, self.pick(pool, uncertainties))
 
 
-def by(measure: Measure) -> Strategy:
-    """Return the strategy that asks first where `measure` is highest.
+def put_first(uncertainties: Tensor, picked: Tensor) -> Tensor:
+    """Return the same uncertainties, dealt out so that the picked come first in their order.
+
+    The others keep their order. What a number means holds: it is some picture's uncertainty, and
+    a pool that is nearly learnt looks so. Only where equal ones would lose the order of the picked
+    are they moved, by a few millionths.
+
+    Parameters
+    ----------
+    uncertainties : Tensor[N] float32 in [0, 1]
+    picked : Tensor[P] int64
+        Distinct indices.
+
+    """
+    by_uncertainty = uncertainties.argsort(descending=True, stable=True)
+    is_picked = torch.zeros_like(uncertainties, dtype=torch.bool)
+    is_picked[picked] = True
+    order = torch.cat([picked, by_uncertainty[~is_picked[by_uncertainty]]])
+    steps = _STEP * torch.arange(len(order), device=order.device).clamp_max(len(picked))
+    # Two falling sequences: the values, made to fall by a step at least, and a floor under them.
+    values = (uncertainties[by_uncertainty] + steps).cummin(dim=0).values - steps
+    values = torch.maximum(values, steps[-1] - steps)
+    dealt = torch.empty_like(uncertainties)
+    dealt[order] = values
+    return dealt
+
+
+def by(measure: Measure) -> Callable[[Pool], Tensor]:
+    """Return a measure of pools from a measure of probabilities.
 
     Parameters
     ----------
@@ -62,13 +114,13 @@ def by(measure: Measure) -> Strategy:
 
     """
 
-    def strategy(pool: Pool) -> Tensor:
+    def of_pool(pool: Pool) -> Tensor:
         probabilities = pool.head.probabilities(pool.embeddings)
         if pool.head.multiple:
             return least_certain_label(probabilities, measure).float()
         return measure(probabilities).float()
 
-    return strategy
+    return of_pool
 
 
 def random(pool: Pool) -> Tensor:
@@ -81,12 +133,75 @@ def random(pool: Pool) -> Tensor:
     return torch.tensor(draws, dtype=torch.float32, device=pool.embeddings.device) / 2**24
 
 
+def bald(pool: Pool) -> Tensor:
+    """Return the mutual information between a picture's label and the head, over log K.
+
+    How much heads that differ by dropout disagree about the picture, beyond what each is unsure
+    of by itself (Houlsby et al., 2011, "Bayesian Active Learning for Classification and
+    Preference Learning"; Gal, Islam and Ghahramani, 2017, "Deep Bayesian Active Learning with
+    Image Data").
+    """
+    samples = torch.stack(
+        [head.probabilities(pool.embeddings) for head in picking.dropped_out(pool.head)]
+    )
+    if pool.head.multiple:
+        return torch.stack(
+            [
+                mutual_information(torch.stack([choice, 1 - choice], dim=2))
+                for choice in samples.unbind(dim=2)
+            ]
+        ).amax(dim=0)
+    return mutual_information(samples)
+
+
+def coreset(pool: Pool, uncertainties: Tensor) -> Tensor:  # noqa: ARG001
+    """Pick what is farthest from all that is labelled or picked (k-centre greedy).
+
+    Sener and Savarese, 2018, "Active Learning for Convolutional Neural Networks: A Core-Set
+    Approach", algorithm 1.
+    """
+    return picking.farthest(pool.embeddings, pool.labelled)
+
+
+def typiclust(pool: Pool, uncertainties: Tensor) -> Tensor:  # noqa: ARG001
+    """Pick the most typical picture of each of the largest clusters that have no label yet.
+
+    Hacohen, Dekel and Weinshall, 2022, "Active Learning on a Budget: Opposite Strategies Suit
+    High and Low Budgets", section 3.
+    """
+    return picking.typical(pool.embeddings, pool.labelled)
+
+
+def badge(pool: Pool, uncertainties: Tensor) -> Tensor:  # noqa: ARG001
+    """Pick by k-means++ on the gradients that the likeliest label would give the head.
+
+    Ash et al., 2020, "Deep Batch Active Learning by Diverse, Uncertain Gradient Lower Bounds",
+    algorithm 1.
+    """
+    probabilities = pool.head.probabilities(pool.embeddings)
+    return picking.spread_gradients(pool.embeddings, probabilities, multiple=pool.head.multiple)
+
+
+def dropquery(pool: Pool, uncertainties: Tensor) -> Tensor:
+    """Pick the centres of clusters of pictures whose label changes under dropout.
+
+    Gupta et al., 2024, "Revisiting Active Learning in the Era of Vision Foundation Models",
+    section 4.
+    """
+    return picking.unstable_centres(pool.embeddings, pool.head, uncertainties)
+
+
 STRATEGIES: Mapping[str, Strategy] = MappingProxyType(
     {
-        "margin": by(margin),
-        "entropy": by(entropy),
-        "least": by(least_confidence),
-        "random": random,
+        "margin": Strategy(by(margin)),
+        "entropy": Strategy(by(entropy)),
+        "least": Strategy(by(least_confidence)),
+        "random": Strategy(random),
+        "bald": Strategy(bald),
+        "coreset": Strategy(by(margin), coreset),
+        "typiclust": Strategy(by(margin), typiclust),
+        "badge": Strategy(by(margin), badge),
+        "dropquery": Strategy(by(margin), dropquery),
     }
 )
 

@@ -29,7 +29,7 @@ _PULLS = (1000.0, 100.0, 10.0, 1.0, 0.1)
 _TRUSTS = (1.0, 0.5, 0.0)
 
 # In nats of out-of-fold log loss. Zero-shot is what a handful of labels has to beat.
-_COST_OF_DISTRUST = 1.5
+_COST_OF_DISTRUST = 2.5
 _COST_PER_DECADE_BELOW_300 = 1.0
 _HEAD_START_OF_ZERO_SHOT = 1.0
 
@@ -86,7 +86,9 @@ class _Candidate:
     out_of_fold: Tensor
 
 
-def train(embeddings: Tensor, targets: Tensor, prior: Head) -> Trained:
+def train(
+    embeddings: Tensor, targets: Tensor, prior: Head, *, pool: Tensor | None = None
+) -> Trained:
     """Return the prior moved to the labels as far as they support it, and calibrated.
 
     The same labels give the same head to the last bit on one device, in whatever order they come.
@@ -99,6 +101,9 @@ def train(embeddings: Tensor, targets: Tensor, prior: Head) -> Trained:
         Index of the choice, or which choices apply.
     prior : Head
         The zero-shot head, of K choices; a head of zeros where there is no text.
+    pool : Tensor[M, D], floating, optional
+        Unit vectors of a sample of the pictures that the head is for. Labels picked by
+        uncertainty are no sample: with it they count as much as they stand for.
 
     """
     if len(embeddings) < 2:
@@ -109,8 +114,8 @@ def train(embeddings: Tensor, targets: Tensor, prior: Head) -> Trained:
         parts = stratified_folds(labelled.targets, math.ceil(len(labelled) / _DECIDING))
         deciding = labelled.order[parts == 0]
         some = LabelledSet(embeddings[deciding], targets[deciding], prior)
-        settings = [max(_average(some, settings), key=itemgetter(1))[0].setting]
-    averaged = _average(labelled, settings)
+        settings = [max(_average(some, settings, pool), key=itemgetter(1))[0].setting]
+    averaged = _average(labelled, settings, pool)
     weights = torch.zeros_like(prior.weights)
     bias = torch.zeros_like(prior.bias)
     logits = torch.zeros_like(labelled.prior_logits)
@@ -145,8 +150,11 @@ def _settings(prior: Head) -> list[_Setting]:
     ]
 
 
-def _average(labelled: LabelledSet, settings: Sequence[_Setting]) -> list[tuple[_Candidate, float]]:
+def _average(
+    labelled: LabelledSet, settings: Sequence[_Setting], pool: Tensor | None
+) -> list[tuple[_Candidate, float]]:
     """Return the likeliest settings with their shares, which sum to 1."""
+    weights = labelled.stands_for(pool)
     folds = stratified_folds(labelled.targets)
     candidates = []
     for trust in dict.fromkeys(setting.trust for setting in settings):
@@ -155,7 +163,7 @@ def _average(labelled: LabelledSet, settings: Sequence[_Setting]) -> list[tuple[
         fitted = iter(labelled.out_of_fold(folds, pulls=pulls, trust=trust))
         for setting in of_trust:
             logits = labelled.prior_logits if setting.pull is None else next(fitted)
-            sharpness, loss = temperature(logits, labelled.targets)
+            sharpness, loss = temperature(logits, labelled.targets, weights)
             candidates.append(_Candidate(setting, sharpness, loss + setting.cost, logits))
     candidates.sort(key=attrgetter("loss"))
     best = candidates[:_AVERAGED]

@@ -68,6 +68,23 @@ def least_confidence(probabilities: Tensor) -> Tensor:
     return ((1 - probabilities.amax(dim=1)) * (choices / (choices - 1))).clamp(0, 1)
 
 
+def mutual_information(samples: Tensor) -> Tensor:
+    """(H(mean p) − mean H(p)) / log K, over heads that disagree (Houlsby et al., 2011).
+
+    Parameters
+    ----------
+    samples : Tensor[S, N, K], floating
+        Rows that sum to 1, by head.
+
+    Returns
+    -------
+    Tensor[N], the dtype of `samples`, in [0, 1]; 0 where K = 1.
+
+    """
+    alone = torch.stack([entropy(probabilities) for probabilities in samples]).mean(dim=0)
+    return (entropy(samples.mean(dim=0)) - alone).clamp(0, 1)
+
+
 def least_certain_label(probabilities: Tensor, measure: Measure) -> Tensor:
     """Uncertainty of the least certain label, each label being the two-class problem (p, 1 − p).
 
