@@ -264,7 +264,7 @@ def simulate(
     ] = None,
     strategy: Annotated[
         list[str] | None,
-        typer.Option(help="Repeatable; `random` is always simulated too; default: margin."),
+        typer.Option(help="Repeatable; `random` is always simulated too; default: auto."),
     ] = None,
     initial_per_class: Annotated[
         int, typer.Option(min=0, help="Random labels of each class to start from.")
@@ -335,7 +335,7 @@ def simulate(
     code = run_simulation(
         Files(dataset, embeddings, out, results, model_path),
         Parameters(
-            strategies=tuple(strategy or ("margin",)),
+            strategies=tuple(strategy or ("auto",)),
             initial_per_class=initial_per_class,
             score_per_iteration=score_per_iteration,
             annotate_per_iteration=annotate_per_iteration,

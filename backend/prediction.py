@@ -39,10 +39,14 @@ UNREACHABLE_FOR = 30.0
 
 @dataclass(frozen=True)
 class Prediction:
-    """What is predicted of one task, in Label Studio's terms; `score` is in [0, 1]."""
+    """What is predicted of one task, in Label Studio's terms.
+
+    `uncertainty` and `score`, which is it or 1 minus it, are in [0, 1].
+    """
 
     task_id: int | None
     result: list[dict[str, object]]
+    uncertainty: float
     score: float
     model_version: str
 
@@ -114,8 +118,13 @@ class Predictor:
             if any(source not in known for source in sources)
         ]
 
-    def vectors_of(self, tasks: Sequence[Task], control: Control) -> tuple[list[int], torch.Tensor]:
-        """Return the ids of the tasks whose picture can be had, and its unit vectors [N, D]."""
+    def vectors_of(
+        self, tasks: Sequence[Task], control: Control, *, fetch: bool = True
+    ) -> tuple[list[int], torch.Tensor]:
+        """Return the ids of the tasks whose picture can be had, and its unit vectors [N, D].
+
+        With `fetch` False only pictures that the store has an embedding of.
+        """
         import torch
 
         pictures = {
@@ -123,7 +132,7 @@ class Predictor:
             for task in tasks
             if task.id is not None and isinstance(picture := self._picture(control, task), _Picture)
         }
-        found = self._vectors(pictures.values(), fetch=True)
+        found = self._vectors(pictures.values(), fetch=fetch)
         ids, rows = [], []
         for task_id, picture in pictures.items():
             vector = found.get(picture.located)
@@ -190,11 +199,11 @@ class Predictor:
             uncertainties.append(STRATEGIES[version.query_strategy].measure(pool))
             for result, row in zip(results, probabilities.numpy(), strict=True):
                 result.extend(_result(control, control_head.values, row))
-        uncertainty = combine(uncertainties)
-        confident = version.score == Score.CONFIDENCE.value
-        scores = (1 - uncertainty if confident else uncertainty).tolist()
-        for index, result, score in zip(usable, results, scores, strict=True):
-            outcome[index] = Prediction(tasks[index].id, result, round(score, 6), version.name)
+        combined = combine(uncertainties).tolist()
+        for index, result, uncertainty in zip(usable, results, combined, strict=True):
+            outcome[index] = Prediction(
+                tasks[index].id, result, uncertainty, score_of(uncertainty, version), version.name
+            )
         return outcome
 
     def _picture(self, control: Control, task: Task) -> _Picture | TaskError:
@@ -255,6 +264,12 @@ class Predictor:
         # Read back: what is predicted now and what is predicted from the store later are the
         # same, to the last bit.
         return failures | self._embeddings.find(self.encoder.identity, contents)
+
+
+def score_of(uncertainty: float, version: Version) -> float:
+    """Return what Label Studio orders its queue by, in [0, 1]."""
+    confident = version.score == Score.CONFIDENCE.value
+    return round(1 - uncertainty if confident else uncertainty, 6)
 
 
 def zero_shot_head(encoder: Encoder, control: Control, learning: LearningSettings) -> ControlHead:

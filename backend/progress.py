@@ -14,6 +14,7 @@ from backend.jobs.queue import JobQueue
 from backend.settings import Settings
 from backend.store import Store
 from backend.store.requests import Kind
+from backend.store.versions import Version
 
 _LOOK_EVERY = 0.25
 
@@ -84,9 +85,11 @@ def show_status(store: Store, settings: Settings) -> None:
         "annotated",
         "open",
         "predicted",
+        "accuracy",
         "published",
         "work",
     )
+    advice = []
     for project in store.projects.all():
         version = store.versions.active(project.id)
         progress = store.tasks.progress(project.id, project.model_version)
@@ -100,10 +103,16 @@ def show_status(store: Store, settings: Settings) -> None:
             str(version.annotations) if version is not None else "–",
             str(progress.open),
             str(progress.predicted),
+            _accuracy(version),
             published,
             _work(store, project.id) if project.connected else "disconnected",
         )
+        for control, report in (version.report if version is not None else {}).items():
+            if "advice" in report:
+                advice.append(f"project {project.id}, {control}: {report['advice']}")
     console.print(table)
+    for sentence in advice:
+        console.print(sentence, highlight=False)
     queue = JobQueue(settings.redis)
     try:
         queue.check()
@@ -137,6 +146,17 @@ def _description(kinds: set[Kind]) -> str:
         Kind.REFRESH: "pushing predictions",
     }
     return next(name for kind, name in names.items() if kind in kinds)
+
+
+def _accuracy(version: Version | None) -> str:
+    """Return the estimated accuracy on the open tasks, control by control, with its interval."""
+    estimates = [
+        report["pool_accuracy"]
+        for report in (version.report if version is not None else {}).values()
+        if "pool_accuracy" in report
+    ]
+    lines = [f"{each['value']:.0%} ({each['low']:.0%} to {each['high']:.0%})" for each in estimates]
+    return "\n".join(lines) or "–"
 
 
 def _work(store: Store, project_id: int) -> str:

@@ -20,12 +20,18 @@ LONGEST_SOCKET_PATH = 100
 
 
 class QueryStrategy(str, Enum):
-    """How the uncertainty of a task is measured."""
+    """Which tasks a human is asked about first."""
 
+    AUTO = "auto"
     MARGIN = "margin"
     ENTROPY = "entropy"
     LEAST = "least"
     RANDOM = "random"
+    BALD = "bald"
+    CORESET = "coreset"
+    TYPICLUST = "typiclust"
+    BADGE = "badge"
+    DROPQUERY = "dropquery"
 
 
 class Score(str, Enum):
@@ -59,7 +65,7 @@ class _ExtraParams(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    query_strategy: QueryStrategy = QueryStrategy.MARGIN
+    query_strategy: QueryStrategy = QueryStrategy.AUTO
     score: Score = Score.CONFIDENCE
     retrain_delay: Annotated[float, Field(ge=0, le=3600)] = 0
     min_annotations: Annotated[int, Field(ge=1, le=1_000_000)] = 1
@@ -139,7 +145,9 @@ class Settings(BaseSettings):
         description="Secret that webhooks must carry; unset: `connect` makes one for each project",
     )
     query_strategy: QueryStrategy = Field(
-        QueryStrategy.MARGIN, description="`margin`, `entropy`, `least` or `random`"
+        QueryStrategy.AUTO,
+        description="`auto`, `margin`, `entropy`, `least`, `random`, `bald`, `coreset`, "
+        "`typiclust`, `badge` or `dropquery`",
     )
     score: Score = Field(
         Score.CONFIDENCE,

@@ -221,6 +221,18 @@ def _protocol(services: ApiServices, metrics: Metrics) -> Blueprint:
     def versions() -> Response:
         return _answer({"versions": store.versions.names()})
 
+    @protocol.get("/report")
+    def report() -> Response:
+        project_id = _known(messages.project_id(request.args.get("project")))
+        version = store.versions.active(project_id)
+        return _answer(
+            {
+                "project": project_id,
+                "model_version": version.name if version is not None else None,
+                "controls": version.report if version is not None else {},
+            }
+        )
+
     @protocol.get("/metrics")
     def render_metrics() -> Response:
         return metrics.render()

@@ -11,9 +11,10 @@ from backend.jobs.services import Services
 from backend.jobs.sweep import is_wanted
 from backend.labelstudio.config import LabelingConfig, parse_labeling_config
 from backend.labelstudio.removal import delete_prediction
+from backend.ordering import in_order
 from backend.prediction import Prediction, fits
-from backend.settings import Score
 from backend.store.requests import Claim, Kind, Request
+from backend.store.tasks import StoredTask
 from backend.store.versions import Version, is_ours
 
 log = logging.getLogger(__name__)
@@ -28,6 +29,9 @@ REPLACED_AT_ONCE = 100
 HEAD = 10
 SHOWN_FOR = 12 * 3600.0
 SHOWN = 30
+
+# Annotated tasks that tell a query strategy what is known already.
+LABELLED = 2000
 
 # A sweep lists all predictions: not after each of many versions in a row, in seconds.
 SWEEP_DELAY = 2.0
@@ -67,17 +71,16 @@ def refresh(services: Services, claim: Claim) -> None:
 def _push(services: Services, claim: Claim, version: Version, config: LabelingConfig) -> bool:
     """Bring Label Studio to a version; False where it is no longer the active one."""
     store, project_id = services.store, version.project_id
-    predictions: list[Prediction] = []
-    replaces = False
-    for page in store.tasks.open_without(project_id, version.name):
-        replaces = replaces or any(task.model_version is not None for task in page)
-        predictions += [
-            prediction
-            for prediction in services.predictor.predict(page, config, version, fetch=False)
-            if isinstance(prediction, Prediction)
-        ]
-    least_certain_first = 1 if version.score == Score.CONFIDENCE.value else -1
-    predictions.sort(key=lambda prediction: least_certain_first * prediction.score)
+    pending = store.tasks.open_without(project_id, version.name)
+    wanting = {task.id: task.model_version for page in pending for task in page}
+    if not wanting:
+        return True
+    predictions = [
+        prediction
+        for prediction in _of_all_open(services, version, config)
+        if prediction.task_id in wanting
+    ]
+    replaces = any(wanting.values())
     head = [item.task_id for item in predictions[:HEAD] if item.task_id is not None]
     in_place = store.tasks.shown(project_id, SHOWN) | set(head)
     pushed = 0
@@ -106,6 +109,22 @@ def _push(services: Services, claim: Claim, version: Version, config: LabelingCo
             len(predictions),
         )
     return True
+
+
+def _of_all_open(services: Services, version: Version, config: LabelingConfig) -> list[Prediction]:
+    """Return the predictions of all open tasks in the queue's order."""
+    store, predictor = services.store, services.predictor
+    tasks: dict[int, StoredTask] = {}
+    predictions: list[Prediction] = []
+    for page in store.tasks.open(version.project_id):
+        tasks |= {task.id: task for task in page}
+        predictions += [
+            prediction
+            for prediction in predictor.predict(page, config, version, fetch=False)
+            if isinstance(prediction, Prediction)
+        ]
+    labelled = store.tasks.some(version.project_id, LABELLED, is_open=False)
+    return in_order(predictor, predictions, tasks, labelled, config, version)
 
 
 def _replace(

@@ -15,13 +15,21 @@ from backend.labelstudio.config import Control, parse_labeling_config
 from backend.prediction import fingerprint, fits, zero_shot_head
 from backend.settings import LearningSettings
 from backend.store.requests import Claim, Kind, Request
-from backend.store.tasks import Task
+from backend.store.tasks import StoredTask, Task
 from backend.store.versions import ControlHead, Version
 
 if TYPE_CHECKING:
     import torch
 
+    from backend.learning.training import Trained
+
 log = logging.getLogger(__name__)
+
+# Tasks that show what the pool is like.
+POOL = 2000
+
+# How many labels ahead the report looks.
+MORE = 50
 
 
 def train(services: Services, claim: Claim) -> None:
@@ -60,8 +68,9 @@ def train(services: Services, claim: Claim) -> None:
     )
     store.tasks.close_all_but(project_id, {task.id for task in annotated if not task.open})
 
+    sample = store.tasks.some(project_id, POOL)
     labelled = {
-        control.name: _Labelled(services, control, annotated) for control in config.controls
+        control.name: _Labelled(services, control, annotated, sample) for control in config.controls
     }
     labels = {name: of_control.choices for name, of_control in labelled.items()}
     version = Version(
@@ -126,7 +135,13 @@ def watermark(services: Services, remote: RemoteProject) -> list[Any]:
 class _Labelled:
     """The labelled set of one control."""
 
-    def __init__(self, services: Services, control: Control, annotated: list[RemoteTask]) -> None:
+    def __init__(
+        self,
+        services: Services,
+        control: Control,
+        annotated: list[RemoteTask],
+        sample: list[StoredTask],
+    ) -> None:
         self._encoder = services.predictor.encoder
         self._control = control
         annotations = {task.id: task.annotations for task in annotated}
@@ -136,6 +151,7 @@ class _Labelled:
         # By id: the same labels give the same head, in whatever order they are listed.
         tasks.sort(key=lambda task: task.id or 0)
         self._ids, self._vectors = services.predictor.vectors_of(tasks, control)
+        _, self._pool = services.predictor.vectors_of(sample, control, fetch=False)
         self.choices = {task_id: self._labels.values[task_id] for task_id in self._ids}
 
     def train(self, learning: LearningSettings) -> tuple[ControlHead, dict[str, Any]]:
@@ -144,13 +160,18 @@ class _Labelled:
         from backend.learning.training import Trained, train
 
         zero_shot = zero_shot_head(self._encoder, self._control, learning)
-        trained = Trained(zero_shot.head, None, None)
+        trained = Trained(zero_shot.head)
         targets = self._targets()
         if len(self._ids) >= learning.min_annotations:
             device = self._encoder.device
-            trained = train(self._vectors.to(device), targets.to(device), zero_shot.head)
+            trained = train(
+                self._vectors.to(device),
+                targets.to(device),
+                zero_shot.head,
+                pool=self._pool.to(device) if len(self._pool) else None,
+            )
         report = self._counts() | {"agreement": self.agreement}
-        if trained.out_of_fold is not None and trained.evaluation is not None:
+        if trained.evaluation is not None and trained.out_of_fold is not None:
             report["out_of_fold"] = asdict(trained.evaluation)
             report["suspects"] = suspected_labels(
                 trained.out_of_fold.cpu(),
@@ -159,7 +180,20 @@ class _Labelled:
                 self._control.values,
                 multiple=self._control.multiple,
             )
+            if len(self._pool):
+                report |= self._outlook(trained, targets)
         return ControlHead(zero_shot.values, trained.head), report
+
+    def _outlook(self, trained: Trained, targets: torch.Tensor) -> dict[str, Any]:
+        from backend.learning.estimation import advice, outlook
+
+        probabilities = trained.head.probabilities(self._pool.to(self._encoder.device))
+        accuracy, gain = outlook(trained, targets.to(probabilities.device), probabilities, MORE)
+        return {
+            "pool_accuracy": asdict(accuracy),
+            "gain": {"labels": MORE, **asdict(gain)},
+            "advice": advice(gain, MORE),
+        }
 
     def _counts(self) -> dict[str, Any]:
         per_choice = dict.fromkeys(self._control.values, 0)

@@ -132,7 +132,8 @@ def fit(
     pull : float
         Strength of the penalty; the weight of one label is about 1.
     trust : float
-        Factor on the prior's logits, from 0 (the text says nothing) to 1.
+        Factor on the prior's logits of the choices that learn, from 0 (the text says nothing)
+        to 1.
 
     """
     if not len(embeddings):
@@ -153,6 +154,8 @@ class LabelledSet:
         Where each picture was among those given: the set has an order of its own.
     targets : Tensor[N] int64, or Tensor[N, K] of 0 and 1
     prior_logits : Tensor[N, K] float64
+    trust_in_others : float
+        Factor on the prior's logits of the choices that do not learn.
 
     """
 
@@ -163,6 +166,7 @@ class LabelledSet:
         self.order = _canonical_order(embeddings, targets)
         features = embeddings[self.order].to(device, torch.float64)
         self.targets = targets[self.order].to(device)
+        self.trust_in_others = 1.0
         self._prior = prior
         self._weights = prior.weights.to(device, torch.float64)
         self._bias = prior.bias.to(device, torch.float64)
@@ -181,16 +185,13 @@ class LabelledSet:
         """Return the head fitted to all; see `fit`."""
         everything = torch.arange(len(self), device=self.targets.device)
         (change,) = self._changes(everything, trust, [pull], _PRECISE)
-        shift = torch.zeros_like(self._weights)
-        shift[change.learning] = (
-            change.weights if self._basis is None else change.weights @ self._basis
-        )
-        bias = trust * self._bias
-        bias[change.learning] += change.bias
+        shift = change.weights if self._basis is None else change.weights @ self._basis
+        learning = change.learning
+        weights, bias = self.trust_in_others * self._weights, self.trust_in_others * self._bias
+        weights[learning] = trust * self._weights[learning] + shift
+        bias[learning] = trust * self._bias[learning] + change.bias
         return replace(
-            self._prior,
-            weights=(trust * self._weights + shift).to(self._prior.weights),
-            bias=bias.to(self._prior.bias),
+            self._prior, weights=weights.to(self._prior.weights), bias=bias.to(self._prior.bias)
         )
 
     def stands_for(self, pool: Tensor | None) -> Tensor:
@@ -220,7 +221,14 @@ class LabelledSet:
         shares = pictures.double() / len(of_pool) * len(certainty) / labels
         return shares[stratum].clamp_max(1)
 
-    def out_of_fold(self, folds: Tensor, *, pulls: Sequence[float], trust: float) -> list[Tensor]:
+    def out_of_fold(
+        self,
+        folds: Tensor,
+        *,
+        pulls: Sequence[float],
+        trust: float,
+        seen_folds: int | None = None,
+    ) -> list[Tensor]:
         """Return for each pull the logits of heads that have not seen the picture's fold.
 
         Parameters
@@ -231,20 +239,25 @@ class LabelledSet:
             Strengths of the penalty; from strong to weak is fastest.
         trust : float
             See `fit`.
+        seen_folds : int, optional
+            How many of the other folds a head sees; None is all of them.
 
         Returns
         -------
         list of Tensor[N, K] float64, in the order of `targets`.
 
         """
-        logits = [trust * self.prior_logits for _ in pulls]
-        for fold in range(int(folds.max()) + 1):
-            seen, held_out = (folds != fold).nonzero()[:, 0], (folds == fold).nonzero()[:, 0]
-            for of_pull, change in zip(
-                logits, self._changes(seen, trust, pulls, _ROUGH), strict=True
-            ):
+        count = int(folds.max()) + 1
+        logits = [self.trust_in_others * self.prior_logits for _ in pulls]
+        for fold in range(count):
+            distance = (folds - fold) % count
+            seen = ((distance > 0) & (distance <= (seen_folds or count))).nonzero()[:, 0]
+            held_out = (distance == 0).nonzero()[:, 0]
+            changes = self._changes(seen, trust, pulls, _ROUGH)
+            for of_pull, change in zip(logits, changes, strict=True):
                 rows = self._features[held_out] @ change.weights.T + change.bias
-                of_pull[held_out[:, None], change.learning] += rows
+                place = held_out[:, None], change.learning
+                of_pull[place] = trust * self.prior_logits[place] + rows
         return logits
 
     def in_given_order(self, rows: Tensor) -> Tensor:
@@ -257,7 +270,7 @@ class LabelledSet:
         """Yield what the labels of the rows `seen` change, for each pull."""
         count, choices = len(seen), len(self._weights)
         multiple = self._prior.multiple
-        x, prior_logits = self._features[seen], trust * self.prior_logits[seen]
+        x = self._features[seen]
         y = self.targets[seen]
         y = y.double() if multiple else functional.one_hot(y, choices).double()
         sizes = y.sum(dim=0)
@@ -267,8 +280,10 @@ class LabelledSet:
             nothing = _Change(learning, x.new_zeros(0, x.shape[1]), x.new_zeros(0))
             yield from (nothing for _ in pulls)
             return
-        rivals = prior_logits[:, ~mask].logsumexp(dim=1, keepdim=True)
-        prior_logits, y, sizes = prior_logits[:, mask], y[:, mask], sizes[mask]
+        prior_logits = trust * self.prior_logits[seen][:, mask]
+        rivals = self.trust_in_others * self.prior_logits[seen][:, ~mask]
+        rivals = rivals.logsumexp(dim=1, keepdim=True)
+        y, sizes = y[:, mask], sizes[mask]
         if multiple:
             balance = count / 2 * (y / sizes + (1 - y) / (count - sizes))
             centre = x.mean(dim=0)

@@ -7,7 +7,7 @@ cone, where all cosines look alike.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -15,11 +15,15 @@ import torch
 from numpy.typing import NDArray
 from sklearn.cluster import KMeans, MiniBatchKMeans
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from backend.learning.head import Head
 
 # Nobody labels more between two trainings: what comes after is in the measure's order.
 PICKED = 100
+
+# What clusters are made for: one pick of each, and only then a second.
+_BATCH = 20
 
 # More clusters, or more pictures to find them with, do not show in what is picked.
 _CLUSTERS = 500
@@ -33,6 +37,7 @@ _SEED = 0
 _SAMPLES = 10
 _NEIGHBOURS = 20
 _NEAR = 500
+_LEAST_DENSITY = 1e-3
 
 
 def dropped_out(head: Head, *, rate: float = 0.3, samples: int = _SAMPLES) -> Iterator[Head]:
@@ -59,11 +64,17 @@ def farthest(embeddings: Tensor, labelled: Tensor, count: int = PICKED) -> Tenso
     """
     x, centre = _centred(embeddings)
     squares = x.square().sum(dim=1)
-    # Without a label the most typical one comes first: an outlier would stand for nothing.
-    first = _nearest(x, labelled.float() - centre) if len(labelled) else -squares
-    return _greedy(
-        first, lambda index: squares + squares[index] - 2 * (x @ x[index]), count, sampled=False
-    )
+
+    def distance(index: int) -> Tensor:
+        return squares + squares[index] - 2 * (x @ x[index])
+
+    if len(labelled):
+        nearest = _nearest(x, labelled.float() - centre)
+    else:
+        # The most typical one first: an outlier would stand for nothing.
+        nearest = distance(int(squares.argmin()))
+        nearest[squares.argmin()] = torch.inf
+    return _greedy(nearest, distance, count)
 
 
 def typical(embeddings: Tensor, labelled: Tensor, count: int = PICKED) -> Tensor:
@@ -84,21 +95,48 @@ def typical(embeddings: Tensor, labelled: Tensor, count: int = PICKED) -> Tensor
     """
     x, centre = _centred(embeddings)
     everything = torch.cat([x, labelled.float() - centre]).cpu().numpy()
-    clusters = min(len(labelled) + count, _CLUSTERS, len(everything))
-    found = _clusters(everything, clusters)
+    found = _clusters(everything, min(len(labelled) + _BATCH, _CLUSTERS))
     of_pool, of_labelled = found[: len(x)], found[len(x) :]
-    sizes = np.bincount(of_pool, minlength=clusters)
-    labels = np.bincount(of_labelled, minlength=clusters)
-    picked: list[int] = []
-    for cluster in np.lexsort((-sizes, labels)):
-        if len(picked) == count or not sizes[cluster]:
-            break
-        members = np.flatnonzero(of_pool == cluster)
-        near = x[torch.from_numpy(members[:_NEAR]).to(x.device)]
-        distances = torch.cdist(near, near)
-        nearest = distances.topk(min(_NEIGHBOURS + 1, len(near)), largest=False).values
-        picked.append(int(members[int(nearest.mean(dim=1).argmin())]))
-    return torch.tensor(picked, dtype=torch.int64, device=embeddings.device)
+    sizes = np.bincount(of_pool, minlength=found.max() + 1)
+    labels = np.bincount(of_labelled, minlength=found.max() + 1)
+    ranked = [cluster for cluster in np.lexsort((-sizes, labels)) if sizes[cluster]]
+    groups = []
+    for cluster in ranked[:count]:
+        members = torch.from_numpy(np.flatnonzero(of_pool == cluster)[:_NEAR]).to(x.device)
+        distances = torch.cdist(x[members], x[members])
+        nearest = distances.topk(min(_NEIGHBOURS + 1, len(members)), largest=False).values
+        groups.append(members[nearest.mean(dim=1).argsort(stable=True)])
+    return _in_turn(groups, count)
+
+
+def representative(embeddings: Tensor, uncertainties: Tensor, count: int = PICKED) -> Tensor:
+    """Return up to `count` indices of uncertain pictures that each stand for many others.
+
+    Greedy by uncertainty · density · distance to the nearest one picked: density the mean cosine
+    to the 20 nearest of a sample of the pool, distance 1 − cosine, both of centred embeddings.
+
+    Parameters
+    ----------
+    embeddings : Tensor[N, D], floating, N > 0
+    uncertainties : Tensor[N], floating in [0, 1]
+    count : int
+
+    Returns
+    -------
+    Tensor[min(count, N)] int64.
+
+    """
+    x = normalize(_centred(embeddings)[0], dim=1)
+    sample = x[:: -(-len(x) // _NEAR)]
+    neighbours = min(_NEIGHBOURS, len(sample))
+    density = torch.cat(
+        [
+            (x[start : start + _AT_ONCE] @ sample.T).topk(neighbours, dim=1).values.mean(dim=1)
+            for start in range(0, len(x), _AT_ONCE)
+        ]
+    )
+    worth = uncertainties * density.clamp_min(_LEAST_DENSITY)
+    return _greedy(worth, lambda index: worth * (1 - x @ x[index]), count)
 
 
 def spread_gradients(
@@ -133,7 +171,8 @@ def spread_gradients(
     def distance(index: int) -> Tensor:
         return norms + norms[index] - 2 * (x @ x[index]) * (residuals @ residuals[index])
 
-    return _greedy(norms, distance, count, sampled=True)
+    first = int(norms.argmax())
+    return _greedy(distance(first), distance, count - 1, first=first, sampled=True)
 
 
 def unstable_centres(
@@ -165,16 +204,14 @@ def unstable_centres(
     ranked = (changes + uncertainties).argsort(descending=True, stable=True)
     unstable = ranked[: max(int((changes >= 2).sum()), min(5 * count, len(ranked)))]
     x, _ = _centred(embeddings[unstable])
-    clusters = min(count, len(unstable))
-    found = torch.from_numpy(_clusters(x.cpu().numpy(), clusters)).to(x.device)
-    picked = []
-    for cluster in range(clusters):
+    found = torch.from_numpy(_clusters(x.cpu().numpy(), _BATCH)).to(x.device)
+    groups = []
+    for cluster in range(int(found.max()) + 1):
         members = (found == cluster).nonzero()[:, 0]
-        if len(members):
-            distances = (x[members] - x[members].mean(dim=0)).square().sum(dim=1)
-            picked.append(unstable[members[distances.argmin()]])
-    centres = torch.stack(picked)
-    return centres[uncertainties[centres].argsort(descending=True, stable=True)]
+        distances = (x[members] - x[members].mean(dim=0)).square().sum(dim=1)
+        groups.append(unstable[members[distances.argsort(stable=True)]])
+    centres = uncertainties[torch.stack([group[0] for group in groups])]
+    return _in_turn([groups[index] for index in centres.argsort(descending=True)], count)
 
 
 def _decisions(head: Head, embeddings: Tensor) -> Tensor:
@@ -198,30 +235,49 @@ def _nearest(x: Tensor, others: Tensor) -> Tensor:
 
 
 def _clusters(x: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+    """Return the cluster, below `count`, of each row; none is empty."""
+    some = x[:: -(-len(x) // _CLUSTERED)]
+    count = min(count, len(np.unique(some, axis=0)))
     if len(x) <= _FEW:
         kmeans = KMeans(count, n_init=1, max_iter=20, random_state=_SEED).fit(x)
     else:
         kmeans = MiniBatchKMeans(count, n_init=1, max_iter=2, batch_size=4096, random_state=_SEED)
-        kmeans.fit(x[:: -(-len(x) // _CLUSTERED)])
-    return np.asarray(kmeans.predict(x), dtype=np.int64)
+        kmeans.fit(some)
+    found = np.unique(kmeans.predict(x), return_inverse=True)[1]
+    return np.asarray(found, dtype=np.int64)
+
+
+def _in_turn(groups: Sequence[Tensor], count: int) -> Tensor:
+    """Return the first of each group, then the second of each, up to `count` in all."""
+    ranks = torch.cat([torch.arange(len(group)) for group in groups])
+    members = torch.cat(list(groups))
+    return members[ranks.argsort(stable=True).to(members.device)][:count]
 
 
 def _greedy(
-    first: Tensor, distance: Callable[[int], Tensor], count: int, *, sampled: bool
+    nearest: Tensor,
+    distance: Callable[[int], Tensor],
+    count: int,
+    *,
+    first: int | None = None,
+    sampled: bool = False,
 ) -> Tensor:
-    """Return indices, each far from those before: the farthest, or drawn by squared distance."""
-    generator = torch.Generator(device=first.device).manual_seed(_SEED)
-    picked = [int(first.argmax())]
-    nearest = distance(picked[0]).clamp_min(0)
-    nearest[picked[0]] = -1
-    while len(picked) < min(count, len(first)):
+    """Return indices, each far from those before: the farthest, or drawn by squared distance.
+
+    `nearest` [N] are the squared distances to what is there before; `first` is picked already.
+    """
+    generator = torch.Generator(device=nearest.device).manual_seed(_SEED)
+    picked = [] if first is None else [first]
+    wanted = min(len(picked) + count, len(nearest))
+    nearest[torch.tensor(picked, dtype=torch.int64)] = -1
+    while len(picked) < wanted:
         if sampled and nearest.max() > 0:
             steps = nearest.clamp_min(0).double().cumsum(dim=0)
-            draw = torch.rand(1, generator=generator, dtype=torch.float64, device=first.device)
+            draw = torch.rand(1, generator=generator, dtype=torch.float64, device=nearest.device)
             index = int(torch.searchsorted(steps, draw * steps[-1]).clamp_max(len(steps) - 1))
         else:
             index = int(nearest.argmax())
         picked.append(index)
         nearest = torch.minimum(nearest, distance(index).clamp_min(0))
-        nearest[picked] = -1
-    return torch.tensor(picked, dtype=torch.int64, device=first.device)
+        nearest[index] = -1
+    return torch.tensor(picked, dtype=torch.int64, device=nearest.device)

@@ -191,8 +191,20 @@ def dropquery(pool: Pool, uncertainties: Tensor) -> Tensor:
     return picking.unstable_centres(pool.embeddings, pool.head, uncertainties)
 
 
+def auto(pool: Pool, uncertainties: Tensor) -> Tensor:
+    """Pick uncertain pictures that stand for many others, and for different ones.
+
+    While labels are few all margins are small and the density of the pool decides, so that the
+    picked cover it; as the head learns, uncertainty does. The product is that of information
+    density (Settles and Craven, 2008, "An Analysis of Active Learning Strategies for Sequence
+    Labeling Tasks", section 3.5). Chosen by measurement: `docs/learning.md`.
+    """
+    return picking.representative(pool.embeddings, uncertainties)
+
+
 STRATEGIES: Mapping[str, Strategy] = MappingProxyType(
     {
+        "auto": Strategy(by(margin), auto),
         "margin": Strategy(by(margin)),
         "entropy": Strategy(by(entropy)),
         "least": Strategy(by(least_confidence)),

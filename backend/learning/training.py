@@ -52,14 +52,17 @@ class Trained:
     out_of_fold : Tensor[N, K] float32, optional
         For each labelled picture, in the order given, the probabilities of a head that was not
         trained on it; None where there are fewer than two labels.
+    of_fewer : Tensor[N, K] float32, optional
+        The same of heads that were trained on half as many labels as those.
     evaluation : Evaluation, optional
         Of `out_of_fold`.
 
     """
 
     head: Head
-    out_of_fold: Tensor | None
-    evaluation: Evaluation | None
+    out_of_fold: Tensor | None = None
+    of_fewer: Tensor | None = None
+    evaluation: Evaluation | None = None
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,7 @@ def train(
 
     """
     if len(embeddings) < 2:
-        return Trained(prior, None, None)
+        return Trained(prior)
     labelled = LabelledSet(embeddings, targets, prior)
     settings = _settings(prior)
     if len(labelled) > _DECIDING:
@@ -128,14 +131,29 @@ def train(
         weights += factor * head.weights
         bias += factor * head.bias
         logits += factor * candidate.out_of_fold
-    out_of_fold = labelled.in_given_order(
-        probabilities_of(logits, multiple=prior.multiple).float()
-    ).to(embeddings.device)
+    out_of_fold = _probabilities(labelled, logits, prior).to(embeddings.device)
     return Trained(
         replace(prior, weights=weights, bias=bias),
         out_of_fold,
+        _probabilities(labelled, _of_fewer(labelled, averaged[0][0].setting), prior),
         evaluate(out_of_fold, targets),
     )
+
+
+def _of_fewer(labelled: LabelledSet, setting: _Setting) -> Tensor:
+    if setting.pull is None:
+        return labelled.prior_logits
+    (logits,) = labelled.out_of_fold(
+        stratified_folds(labelled.targets),
+        pulls=[setting.pull],
+        trust=setting.trust,
+        seen_folds=(FOLDS - 1) // 2,
+    )
+    return logits
+
+
+def _probabilities(labelled: LabelledSet, logits: Tensor, prior: Head) -> Tensor:
+    return labelled.in_given_order(probabilities_of(logits, multiple=prior.multiple).float())
 
 
 def _settings(prior: Head) -> list[_Setting]:
@@ -155,6 +173,9 @@ def _average(
 ) -> list[tuple[_Candidate, float]]:
     """Return the likeliest settings with their shares, which sum to 1."""
     weights = labelled.stands_for(pool)
+    # Nothing is learnt of choices without a label: they are worth what zero-shot has shown to be.
+    sharpness, _ = temperature(labelled.prior_logits, labelled.targets, weights)
+    labelled.trust_in_others = min(1.0, 1 / sharpness)
     folds = stratified_folds(labelled.targets)
     candidates = []
     for trust in dict.fromkeys(setting.trust for setting in settings):

@@ -116,9 +116,26 @@ class Tasks:
             sa.or_(tasks.c.model_version.is_(None), tasks.c.model_version != model_version),
         )
 
+    def open(self, project_id: int) -> Iterator[list[StoredTask]]:
+        """Yield all open tasks of a project, in chunks."""
+        yield from self._pages(project_id, tasks.c.open.is_(True))
+
     def all(self, project_id: int) -> Iterator[list[StoredTask]]:
         """Yield all tasks of a project, in chunks."""
         yield from self._pages(project_id)
+
+    def some(self, project_id: int, count: int, *, is_open: bool | None = None) -> list[StoredTask]:
+        """Return up to `count` tasks, drawn by their ids: much the same ones as tasks are added."""
+        condition = sa.true() if is_open is None else tasks.c.open.is_(is_open)
+        query = sa.select(tasks.c.id).where(tasks.c.project_id == project_id, condition)
+        with self._database.read() as connection:
+            ids = sorted(connection.scalars(query), key=_scattered)[:count]
+        return [
+            task
+            for chunk in _chunks(ids)
+            for page in self._pages(project_id, tasks.c.id.in_(chunk))
+            for task in page
+        ]
 
     def in_range(self, project_id: int, first: int, last: int) -> list[StoredTask]:
         """Return the tasks with first ≤ id < last."""
@@ -226,6 +243,11 @@ class Tasks:
                     .where(tasks.c.project_id == project_id, tasks.c.id.in_(chunk))
                     .values(model_version=model_version)
                 )
+
+
+def _scattered(task_id: int) -> int:
+    # Knuth's multiplicative hash: tasks that were imported together lie far apart.
+    return task_id * 2654435761 % 2**32
 
 
 def _chunks(ids: Collection[int]) -> Iterator[list[int]]:
