@@ -8,7 +8,7 @@ LABEL_STUDIO := .venv-label-studio
 PIP_ARGS ?=
 DEMO_ARGS := $(if $(AUTO),--auto)
 
-.PHONY: help install demo test lint format bench clean
+.PHONY: help install demo test lint format bench bench-learning clean
 
 help:
 	@echo "make demo          a real Label Studio with a project of drawn pictures, connected"
@@ -17,6 +17,8 @@ help:
 	@echo "make lint          ruff, mypy, import-linter"
 	@echo "make format        let ruff format the code"
 	@echo "make bench         the benchmarks"
+	@echo "make bench-learning"
+	@echo "                   strategies and heads against other libraries' (hours; can be stopped)"
 	@echo "make clean         remove what make has installed and the demo's data"
 
 install: $(VENV)/.installed
@@ -57,6 +59,15 @@ format: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	@for file in benchmarks/*.py; do echo "==> $$file"; $(BIN)/python $$file || exit 1; done
+
+bench-learning: $(VENV)/.installed-benchmark
+	@echo "==> benchmarks/learning (hours; it goes on where it was stopped)"
+	@$(BIN)/python benchmarks/learning/run.py --report docs/learning.md
+
+$(VENV)/.installed-benchmark: benchmarks/learning/requirements.txt $(VENV)/.installed
+	@echo "==> installing what to compare with"
+	@$(BIN)/python -m pip install --quiet $(PIP_ARGS) --no-deps --requirement $<
+	@touch $@
 
 clean:
 	rm -rf $(VENV) $(LABEL_STUDIO) demo-data build *.egg-info

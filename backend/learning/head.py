@@ -194,6 +194,17 @@ class LabelledSet:
             self._prior, weights=weights.to(self._prior.weights), bias=bias.to(self._prior.bias)
         )
 
+    @property
+    def has_text(self) -> bool:
+        """Whether the prior says anything."""
+        return bool(self._weights.any())
+
+    @property
+    def has_company(self) -> Tensor:
+        """Whether another picture [N] bool has the same label."""
+        kinds = torch.unique(self.targets, dim=0, return_inverse=True)[1]
+        return kinds.bincount()[kinds] > 1
+
     def stands_for(self, pool: Tensor | None) -> Tensor:
         """Return how much each label counts [N] float64 as one of a sample of the pool.
 

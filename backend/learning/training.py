@@ -38,7 +38,7 @@ _AVERAGED = 4
 
 # So many labels decide the settings as well as all would: the loss is a sum over labels, so that
 # what holds for these holds for more.
-_DECIDING = 500
+_DECIDING = 250
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def train(
     if len(embeddings) < 2:
         return Trained(prior)
     labelled = LabelledSet(embeddings, targets, prior)
-    settings = _settings(prior)
+    settings = _settings(has_text=labelled.has_text)
     if len(labelled) > _DECIDING:
         parts = stratified_folds(labelled.targets, math.ceil(len(labelled) / _DECIDING))
         deciding = labelled.order[parts == 0]
@@ -156,15 +156,12 @@ def _probabilities(labelled: LabelledSet, logits: Tensor, prior: Head) -> Tensor
     return labelled.in_given_order(probabilities_of(logits, multiple=prior.multiple).float())
 
 
-def _settings(prior: Head) -> list[_Setting]:
-    has_text = bool(prior.weights.any())
+def _settings(*, has_text: bool) -> list[_Setting]:
+    if not has_text:
+        return [_Setting(1.0, pull) for pull in _PULLS]
     return [
         _Setting(1.0, None),
-        *(
-            _Setting(trust, pull)
-            for trust in (_TRUSTS if has_text else _TRUSTS[:1])
-            for pull in _PULLS
-        ),
+        *(_Setting(trust, pull) for trust in _TRUSTS for pull in _PULLS),
     ]
 
 
@@ -173,6 +170,9 @@ def _average(
 ) -> list[tuple[_Candidate, float]]:
     """Return the likeliest settings with their shares, which sum to 1."""
     weights = labelled.stands_for(pool)
+    if not labelled.has_text:
+        # Of a class with one label the head that is to judge it knows nothing at all.
+        weights = weights * labelled.has_company
     # Nothing is learnt of choices without a label: they are worth what zero-shot has shown to be.
     sharpness, _ = temperature(labelled.prior_logits, labelled.targets, weights)
     labelled.trust_in_others = min(1.0, 1 / sharpness)

@@ -281,6 +281,34 @@ def test_the_published_version_predicts(
     assert setup(client).get_json()["model_version"] == published.name
 
 
+def test_the_report_tells_of_the_active_version(
+    client: FlaskClient, store: Store, encoder: Encoder
+) -> None:
+    setup(client)
+    before = client.get("/report?project=7").get_json()
+    published = publish_zero_shot(store, encoder)
+    store.versions.amend(published, {"colour": {"labels": 3}})
+
+    after = client.get("/report?project=7").get_json()
+
+    assert before == {"project": 7, "model_version": None, "controls": {}}
+    assert after == {
+        "project": 7,
+        "model_version": published.name,
+        "controls": {"colour": {"labels": 3}},
+    }
+
+
+@pytest.mark.parametrize(
+    ("address", "status"),
+    [("/report", 400), ("/report?project=x", 400), ("/report?project=8", 404)],
+)
+def test_a_report_needs_a_known_project(client: FlaskClient, address: str, status: int) -> None:
+    setup(client)
+
+    assert_refused(client.get(address), status)
+
+
 def test_a_version_that_no_longer_fits_the_config_is_not_used(
     client: FlaskClient, store: Store, encoder: Encoder
 ) -> None:

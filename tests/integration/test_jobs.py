@@ -19,7 +19,7 @@ from backend.labelstudio import removal
 from backend.labelstudio.client import LabelStudio
 from backend.labelstudio.config import parse_labeling_config
 from backend.prediction import Predictor
-from backend.settings import Settings
+from backend.settings import QueryStrategy, Settings
 from backend.store import Store
 from backend.store.projects import Project
 from backend.store.requests import Kind, Request, Waiting
@@ -38,6 +38,18 @@ MULTIPLE = """
     <Choice value="Red" alias="r" predicted_values="crimson, scarlet"/>
     <Choice value="Green" alias="g"/>
     <Choice value="Blue" alias="b"/>
+  </Choices>
+</View>
+"""
+
+TWO = """
+<View>
+  <Image name="image" value="$image"/>
+  <Choices name="colour" toName="image">
+    <Choice value="red"/><Choice value="blue"/>
+  </Choices>
+  <Choices name="mood" toName="image" choice="multiple">
+    <Choice value="warm"/><Choice value="cold"/>
   </Choices>
 </View>
 """
@@ -233,6 +245,67 @@ def test_the_same_labels_are_published_once(
     assert once.report["colour"]["per_choice"] == {"red": 1, "green": 0, "blue": 1}
 
 
+def test_a_version_comes_with_what_is_known_of_it(
+    services: Services, store: Store, label_studio: FakeLabelStudio
+) -> None:
+    reds = [data_uri((200 + 5 * n, 10, 10)) for n in range(8)]
+    blues = [data_uri((10, 10, 200 + 5 * n)) for n in range(8)]
+    ids = label_studio.add_tasks(*reds, *blues, *shades(20))
+    for index, task_id in enumerate(ids[:16]):
+        # One red is called blue.
+        label_studio.annotate(task_id, "red" if 0 < index < 8 else "blue")
+    predicted_and_settled(store)
+    do(store, Kind.TRAIN)
+
+    do_all(store)
+
+    report = active(store).report["colour"]
+    assert report["labels"] == report["out_of_fold"]["labels"] == 16
+    assert report["out_of_fold"]["top1"] > 0.7
+    assert report["out_of_fold"].keys() == {
+        *("labels", "top1", "top5", "log_loss", "calibration_error"),
+    }
+    assert [suspect["task"] for suspect in report["suspects"]] == ids[:1]
+    assert report["suspects"][0]["suggested"] == ["red"]
+
+
+def test_the_report_looks_ahead_once_the_pool_is_embedded(
+    services: Services, store: Store, label_studio: FakeLabelStudio
+) -> None:
+    ids = label_studio.add_tasks(*shades(20))
+    predicted_and_settled(store)
+    for index in (0, 1, 2):
+        label_studio.annotate(ids[index], "blue")
+    for index in (17, 18, 19):
+        label_studio.annotate(ids[index], "red")
+
+    do(store, Kind.TRAIN)
+
+    report = active(store).report["colour"]
+    accuracy, gain = report["pool_accuracy"], report["gain"]
+    assert 0 <= accuracy["low"] <= accuracy["value"] <= accuracy["high"] <= 1
+    assert gain["labels"] == 50
+    assert 0 <= gain["low"] <= gain["value"] <= gain["high"] <= 1
+    assert "50 labels" in report["advice"]
+
+
+def test_a_second_annotator_who_agrees_is_counted_without_a_new_version(
+    services: Services, store: Store, label_studio: FakeLabelStudio
+) -> None:
+    (task_id,) = label_studio.add_tasks(data_uri("red"))
+    label_studio.annotate(task_id, "red")
+    do(store, Kind.TRAIN)
+    before = active(store)
+
+    label_studio.annotate(task_id, "red")
+    do(store, Kind.TRAIN)
+
+    assert active(store).name == before.name
+    annotators = active(store).report["colour"]["agreement"]["annotators"]
+    assert sum(each["tasks"] for each in annotators) >= 1
+    assert active(store).report != before.report
+
+
 @pytest.mark.parametrize("change", ["annotation", "config", "params"])
 def test_what_changes_predictions_is_published_as_a_new_version(
     services: Services, store: Store, label_studio: FakeLabelStudio, change: str
@@ -407,6 +480,83 @@ def test_the_most_uncertain_are_pushed_first_and_in_chunks(
     scores = [item["score"] for chunk in label_studio.imports for item in chunk]
     assert scores == sorted(scores, reverse=score == "uncertainty")
     assert len(set(scores)) > 1
+
+
+def served_colours(label_studio: FakeLabelStudio, ids: list[int], count: int) -> list[int]:
+    """Return the groups of three that the first tasks of the queue belong to."""
+    items = [item for chunk in label_studio.imports for item in chunk]
+    items.sort(key=lambda item: item["score"])
+    return [ids.index(item["task"]) // 3 for item in items[:count]]
+
+
+def test_neighbours_in_the_queue_are_not_the_same_picture_again(
+    make_services: MakeServices, store: Store, label_studio: FakeLabelStudio
+) -> None:
+    store.projects.set_up(PROJECT, label_config=CONFIG)
+    pictures = [
+        data_uri((shade + copy, 60, 255 - shade))
+        for shade in range(0, 250, 50)
+        for copy in range(3)
+    ]
+    ids = label_studio.add_tasks(*pictures)
+
+    make_services(query_strategy="auto")
+    version = predicted_and_settled(store)
+    diverse = served_colours(label_studio, ids, 4)
+
+    assert version.query_strategy == "auto"
+    assert len(set(diverse)) == 4
+    scores = sorted(item["score"] for chunk in label_studio.imports for item in chunk)
+    assert len(set(scores)) == len(scores)
+    assert 0 <= scores[0] < scores[-1] <= 1
+
+
+@pytest.mark.parametrize("strategy", [each.value for each in QueryStrategy])
+def test_every_strategy_orders_the_live_queue(
+    make_services: MakeServices, store: Store, label_studio: FakeLabelStudio, strategy: str
+) -> None:
+    label_studio.project["label_config"] = TWO
+    store.projects.set_up(PROJECT, label_config=TWO, extra_params={"query_strategy": strategy})
+    make_services()
+    ids = label_studio.add_tasks(*shades(8))
+    for task_id, choice in ((ids[0], "blue"), (ids[7], "red")):
+        label_studio.annotate(task_id, choice)
+
+    version = predicted_and_settled(store)
+
+    assert version.query_strategy == strategy
+    assert label_studio.predicted(version.name) == dict.fromkeys(ids[1:7], 1)
+    (chunk,) = label_studio.imports
+    scores = [item["score"] for item in chunk]
+    assert scores == sorted(scores)
+    assert all(0 <= score <= 1 for score in scores)
+
+
+def test_what_is_pushed_after_a_pause_goes_behind_the_head_of_the_queue(
+    make_services: MakeServices, store: Store, label_studio: FakeLabelStudio
+) -> None:
+    store.projects.set_up(PROJECT, label_config=CONFIG)
+    services = make_services()
+    label_studio.add_tasks(*shades(30))
+    version = predicted_and_settled(store)
+    (first,) = label_studio.imports
+    order = [item["task"] for item in first]
+    for task_id in order[10:]:
+        label_studio.predictions = {
+            key: value
+            for key, value in label_studio.predictions.items()
+            if value["task"] != task_id
+        }
+    services.store.tasks.mark_unpredicted(PROJECT, order[10:])
+
+    do(store, Kind.REFRESH)
+
+    again = [item for chunk in label_studio.imports[1:] for item in chunk]
+    assert {item["task"] for item in again} == set(order[10:])
+    assert {item["task"]: item["score"] for item in first[10:]} == {
+        item["task"]: item["score"] for item in again
+    }
+    assert version.name == active(store).name
 
 
 def test_a_new_version_replaces_our_predictions_and_leaves_others_alone(

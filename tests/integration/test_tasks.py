@@ -147,3 +147,18 @@ def test_pages_hold_while_the_listed_tasks_change(store: Store) -> None:
         store.tasks.mark_predicted(PROJECT, [each.id for each in page], "v1")
 
     assert seen == everyone
+
+
+def test_some_tasks_are_drawn_and_stay_drawn_as_others_are_added(store: Store) -> None:
+    mirrored(store, *(task(number, is_open=number % 3 > 0) for number in range(1, 301)))
+
+    drawn = {each.id for each in store.tasks.some(PROJECT, 50)}
+    closed = store.tasks.some(PROJECT, 1000, is_open=False)
+    mirrored(store, *(task(number) for number in range(1, 331)))
+    later = {each.id for each in store.tasks.some(PROJECT, 50)}
+
+    assert len(drawn) == 50
+    # From all over, not what was imported first.
+    assert 25 < sum(number > 150 for number in drawn) + 12 < 50
+    assert {each.id for each in closed} == set(range(3, 301, 3))
+    assert len(drawn & later) >= 40
