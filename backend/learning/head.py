@@ -202,8 +202,9 @@ class LabelledSet:
     @property
     def has_company(self) -> Tensor:
         """Whether another picture [N] bool has the same label."""
-        kinds = torch.unique(self.targets, dim=0, return_inverse=True)[1]
-        return kinds.bincount()[kinds] > 1
+        kinds: Tensor = torch.unique(self.targets, dim=0, return_inverse=True)[1]
+        alone: Tensor = kinds.bincount()[kinds] == 1
+        return ~alone
 
     def stands_for(self, pool: Tensor | None) -> Tensor:
         """Return how much each label counts [N] float64 as one of a sample of the pool.
