@@ -298,12 +298,14 @@ def test_a_second_annotator_who_agrees_is_counted_without_a_new_version(
     before = active(store)
 
     label_studio.annotate(task_id, "red")
+    for annotator, annotation in enumerate(label_studio.tasks[task_id]["annotations"], start=1):
+        annotation["completed_by"] = annotator
     do(store, Kind.TRAIN)
 
     assert active(store).name == before.name
+    assert before.report["colour"]["agreement"]["annotators"] == []
     annotators = active(store).report["colour"]["agreement"]["annotators"]
-    assert sum(each["tasks"] for each in annotators) >= 1
-    assert active(store).report != before.report
+    assert [(each["annotator"], each["agreement"]) for each in annotators] == [(1, 1.0), (2, 1.0)]
 
 
 @pytest.mark.parametrize("change", ["annotation", "config", "params"])
