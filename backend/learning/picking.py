@@ -237,7 +237,7 @@ def _nearest(x: Tensor, others: Tensor) -> Tensor:
 def _clusters(x: NDArray[np.float32], count: int) -> NDArray[np.int64]:
     """Return the cluster, below `count`, of each row; none is empty."""
     some = x[:: -(-len(x) // _CLUSTERED)]
-    count = min(count, len(np.unique(some, axis=0)))
+    count = min(count, len({row.tobytes() for row in some}))
     if len(x) <= _FEW:
         kmeans = KMeans(count, n_init=1, max_iter=20, random_state=_SEED).fit(x)
     else:
