@@ -133,7 +133,7 @@ def test_the_table_has_a_row_for_each_strategy_run_and_iteration(whole: Path) ->
     rows = table(whole / "results.csv")
     assert [(row["strategy"], row["run"], row["iteration"]) for row in rows] == [
         (strategy, str(run), str(iteration))
-        for strategy in ("margin", "random")
+        for strategy in ("auto", "random")
         for run in range(2)
         for iteration in range(3)
     ]
@@ -204,7 +204,7 @@ def test_ctrl_c_leaves_a_whole_table_and_says_how_to_go_on(digits: Path, whole: 
 def test_runs_iterations_and_strategies_can_be_added(digits: Path, whole: Path) -> None:
     few = ("--embeddings", digits, "--annotate-per-iteration", 8, "--out", "grown")
     simulate(*few, "--runs", 1, "--iterations", 1, "--strategy", "random")
-    simulate(*few, "--runs", 2, "--iterations", 2, "--strategy", "margin")
+    simulate(*few, "--runs", 2, "--iterations", 2, "--strategy", "auto")
 
     def by_place(out: Path) -> list[tuple[str, ...]]:
         return sorted(tuple(row.values()) for row in table(out / "results.csv"))
