@@ -137,7 +137,7 @@ def train(
         weights += factor * head.weights
         bias += factor * head.bias
         logits += factor * candidate.out_of_fold
-    out_of_fold = _probabilities(labelled, logits, prior).to(embeddings.device)
+    out_of_fold = _probabilities(labelled, logits, prior)
     return Trained(
         replace(prior, weights=weights, bias=bias),
         out_of_fold,
@@ -159,7 +159,8 @@ def _of_fewer(labelled: LabelledSet, setting: _Setting) -> Tensor:
 
 
 def _probabilities(labelled: LabelledSet, logits: Tensor, prior: Head) -> Tensor:
-    return labelled.in_given_order(probabilities_of(logits, multiple=prior.multiple).float())
+    probabilities = probabilities_of(logits, multiple=prior.multiple).float()
+    return labelled.in_given_order(probabilities).to(prior.weights.device)
 
 
 def _settings(*, has_text: bool) -> list[_Setting]:
