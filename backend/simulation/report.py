@@ -232,7 +232,9 @@ def _ratio_rows(study: _Study, rivals: Sequence[str], target: float) -> list[Seq
         baseline_missed = np.isnan(others) & ~np.isnan(own)
         own[missed] = others[baseline_missed] = study.budget
         ratio = paired_ratio(own, others)
-        words = verdict(ratio, missed=missed.any(), baseline_missed=baseline_missed.any())
+        words = verdict(
+            ratio, missed=bool(missed.any()), baseline_missed=bool(baseline_missed.any())
+        )
         if (own == study.start).all() and (others == study.start).all():
             words = "reached by the first labels"
         ratios.append(_with_interval(ratio, 2))
