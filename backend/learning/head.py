@@ -264,13 +264,29 @@ class LabelledSet:
         for fold in range(count):
             distance = (folds - fold) % count
             seen = ((distance > 0) & (distance <= (seen_folds or count))).nonzero()[:, 0]
-            held_out = (distance == 0).nonzero()[:, 0]
-            changes = self._changes(seen, trust, pulls, _ROUGH)
-            for of_pull, change in zip(logits, changes, strict=True):
-                rows = self._features[held_out] @ change.weights.T + change.bias
-                place = held_out[:, None], change.learning
-                of_pull[place] = trust * self.prior_logits[place] + rows
+            self._learn(seen, (distance == 0).nonzero()[:, 0], logits, pulls, trust)
         return logits
+
+    def in_sample(self, *, pulls: Sequence[float], trust: float) -> list[Tensor]:
+        """Return the same as `out_of_fold` of heads that have seen every picture."""
+        everything = torch.arange(len(self), device=self.targets.device)
+        logits = [self.trust_in_others * self.prior_logits for _ in pulls]
+        self._learn(everything, everything, logits, pulls, trust)
+        return logits
+
+    def _learn(
+        self,
+        seen: Tensor,
+        rows: Tensor,
+        logits: Sequence[Tensor],
+        pulls: Sequence[float],
+        trust: float,
+    ) -> None:
+        """Set these rows of each pull's logits to those of the head that has seen `seen`."""
+        for of_pull, change in zip(logits, self._changes(seen, trust, pulls, _ROUGH), strict=True):
+            place = rows[:, None], change.learning
+            learnt = self._features[rows] @ change.weights.T + change.bias
+            of_pull[place] = trust * self.prior_logits[place] + learnt
 
     def in_given_order(self, rows: Tensor) -> Tensor:
         """Return rows [N, …] that follow `targets` in the order in which pictures were given."""

@@ -14,7 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter, itemgetter
 
+import numpy as np
 import torch
+from sklearn.metrics import pairwise_distances_argmin_min
 from torch import Tensor
 
 from backend.learning.calibration import temperature
@@ -38,6 +40,9 @@ _COST_OF_DISTRUST = 2.5
 # for Misspecified Linear Models, and a Proposal for Repairing It"). Labels that were picked to
 # differ say little about each other, so that what is out of fold looks harder than the pool is.
 _TEMPERING = 0.5
+
+# A distance of unit vectors below which two are of the same picture.
+_SAME = 1e-3
 
 # Averaging more changes nothing in the third digit.
 _AVERAGED = 4
@@ -123,8 +128,10 @@ def train(
         parts = stratified_folds(labelled.targets, math.ceil(len(labelled) / _DECIDING))
         deciding = labelled.order[parts == 0]
         some = LabelledSet(embeddings[deciding], targets[deciding], prior)
-        settings = [max(_average(some, settings, pool), key=itemgetter(1))[0].setting]
-    averaged = _average(labelled, settings, pool)
+        settings = [
+            max(_average(some, settings, embeddings[deciding], pool), key=itemgetter(1))[0].setting
+        ]
+    averaged = _average(labelled, settings, embeddings, pool)
     weights = torch.zeros_like(prior.weights)
     bias = torch.zeros_like(prior.bias)
     logits = torch.zeros_like(labelled.prior_logits)
@@ -173,27 +180,38 @@ def _settings(*, has_text: bool) -> list[_Setting]:
 
 
 def _average(
-    labelled: LabelledSet, settings: Sequence[_Setting], pool: Tensor | None
+    labelled: LabelledSet, settings: Sequence[_Setting], embeddings: Tensor, pool: Tensor | None
 ) -> list[tuple[_Candidate, float]]:
     """Return the likeliest settings with their shares, which sum to 1."""
     weights = labelled.stands_for(pool)
+    folds = stratified_folds(labelled.targets)
+    remote = remoteness(embeddings[labelled.order], folds, pool).to(weights)
     if not labelled.has_text:
         # Of a class with one label the head that is to judge it knows nothing at all.
         weights = weights * labelled.has_company
     # Nothing is learnt of choices without a label: they are worth what zero-shot has shown to be.
     sharpness, _ = temperature(labelled.prior_logits, labelled.targets, weights)
     labelled.trust_in_others = min(1.0, 1 / sharpness)
-    folds = stratified_folds(labelled.targets)
+    weights = torch.cat([weights * remote, weights * (1 - remote)])
+    targets = torch.cat([labelled.targets, labelled.targets])
     candidates = []
     for trust in dict.fromkeys(setting.trust for setting in settings):
         of_trust = [setting for setting in settings if setting.trust == trust]
         pulls = [setting.pull for setting in of_trust if setting.pull is not None]
-        fitted = iter(labelled.out_of_fold(folds, pulls=pulls, trust=trust))
+        fitted = zip(
+            labelled.out_of_fold(folds, pulls=pulls, trust=trust),
+            labelled.in_sample(pulls=pulls, trust=trust),
+            strict=True,
+        )
         for setting in of_trust:
-            logits = labelled.prior_logits if setting.pull is None else next(fitted)
-            sharpness, loss = temperature(logits, labelled.targets, weights)
+            unseen, seen = (
+                (labelled.prior_logits, labelled.prior_logits)
+                if setting.pull is None
+                else next(fitted)
+            )
+            sharpness, loss = temperature(torch.cat([unseen, seen]), targets, weights)
             candidates.append(
-                _Candidate(setting, sharpness, _TEMPERING * loss + setting.cost, logits)
+                _Candidate(setting, sharpness, _TEMPERING * loss + setting.cost, unseen)
             )
     candidates.sort(key=attrgetter("loss"))
     best = candidates[:_AVERAGED]
@@ -201,6 +219,50 @@ def _average(
     return [
         (candidate, each / sum(evidence)) for candidate, each in zip(best, evidence, strict=True)
     ]
+
+
+def remoteness(embeddings: Tensor, folds: Tensor, pool: Tensor | None) -> Tensor:
+    """Return how far the pool is from the labels, as a share of how far they are from each other.
+
+    Pictures that were picked to cover the pool are far from each other and near to all of it: a
+    head that has not seen a label's fold knows less about it than the head of all labels knows
+    about its neighbours. How good a head is there lies between its out-of-fold and its in-sample
+    loss, as in the .632 estimator, whose constant is the same share for random draws (Efron, 1983,
+    "Estimating the Error Rate of a Prediction Rule: Improvement on Cross-Validation"). Here it is
+    measured: the mean squared distance of the pictures to whose nearest label it is, over the
+    squared distance of that label to the nearest of another fold.
+
+    Parameters
+    ----------
+    embeddings : Tensor[N, D], floating
+        Of the labelled pictures.
+    folds : Tensor[N] int64
+    pool : Tensor[M, D], floating, optional
+        None: as remote as can be.
+
+    Returns
+    -------
+    Tensor[N] float64 on the CPU, in [0, 1].
+
+    """
+    shares = np.ones(len(embeddings))
+    if pool is None or not len(pool):
+        return torch.from_numpy(shares)
+    labelled, pictures = embeddings.float().cpu().numpy(), pool.float().cpu().numpy()
+    apart = np.empty(len(labelled))
+    for fold in np.unique(own := folds.cpu().numpy()):
+        inside = own == fold
+        if inside.all():
+            return torch.from_numpy(shares)
+        apart[inside] = pairwise_distances_argmin_min(labelled[inside], labelled[~inside])[1]
+    nearest, distances = pairwise_distances_argmin_min(pictures, labelled)
+    # The labelled pictures may be in the pool, where nothing is to be learnt about them.
+    others = distances > _SAME
+    counts = np.bincount(nearest[others], minlength=len(labelled))
+    sums = np.bincount(nearest[others], weights=distances[others] ** 2, minlength=len(labelled))
+    known = (counts > 0) & (apart > _SAME)
+    shares[known] = (sums[known] / counts[known] / apart[known] ** 2).clip(max=1)
+    return torch.from_numpy(shares)
 
 
 def stratified_folds(targets: Tensor, count: int = FOLDS) -> Tensor:

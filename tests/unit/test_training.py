@@ -9,7 +9,7 @@ from torch.nn.functional import normalize, one_hot
 
 from backend.learning.evaluation import evaluate
 from backend.learning.head import Head, zero_shot
-from backend.learning.training import FOLDS, stratified_folds, train
+from backend.learning.training import FOLDS, remoteness, stratified_folds, train
 
 CHOICES = 10
 
@@ -69,6 +69,39 @@ def test_labels_picked_by_uncertainty_do_not_make_a_good_text_worse(digits: Digi
         digits.pool[least_certain], digits.labels[least_certain], digits.good, pool=digits.pool
     )
     assert digits.accuracy(trained.head) > digits.accuracy(digits.good) - 0.03
+
+
+def test_labels_that_cover_the_pool_overrule_a_text_that_is_wrong_in_parts() -> None:
+    # A label of each of 40 tight clusters, of which no other label tells anything.
+    draw = torch.Generator().manual_seed(0)
+    centres = normalize(torch.randn(40, 64, generator=draw), dim=1)
+    labels = torch.arange(40) % 4
+    noise = torch.randn(40, 25, 64, generator=draw)
+    pool = normalize(centres[:, None] + 0.02 * noise, dim=2)
+    means = torch.stack([centres[labels == label].mean(dim=0) for label in range(4)])
+    text = zero_shot(normalize(means + 0.03 * torch.randn(4, 64, generator=draw), dim=1), 20.0)
+    truth = labels.repeat_interleave(25)
+
+    def accuracy(head: Head) -> float:
+        return evaluate(head.probabilities(pool.reshape(-1, 64)), truth).top1
+
+    head = train(centres, labels, text, pool=pool.reshape(-1, 64)).head
+
+    assert accuracy(text) < 0.9
+    assert accuracy(train(centres, labels, text).head) < 0.9
+    assert accuracy(head) > 0.99
+
+
+def test_a_pool_is_remote_from_labels_that_do_not_cover_it() -> None:
+    points = torch.eye(3)
+    folds = torch.arange(3)
+    beside = normalize(points + torch.tensor([0.2, 0.2, 0.2]), dim=1)
+
+    assert remoteness(points, folds, None).tolist() == [1, 1, 1]
+    assert remoteness(points, folds, points).tolist() == [1, 1, 1]
+    assert (remoteness(points, folds, beside) < 0.1).all()
+    assert remoteness(points, folds, -points).tolist() == [1, 1, 1]
+    assert remoteness(points, torch.zeros(3, dtype=torch.int64), beside).tolist() == [1, 1, 1]
 
 
 def test_a_wrong_text_is_given_up(digits: Digits) -> None:
