@@ -26,6 +26,9 @@ from backend.learning.uncertainty import (
     mutual_information,
 )
 
+# With up to so many labels a choice, covering the pool teaches more than uncertainty does.
+_FEW_PER_CHOICE = 2
+
 # Between two of the picked: more than a score is rounded by.
 _STEP = 2e-6
 
@@ -192,13 +195,16 @@ def dropquery(pool: Pool, uncertainties: Tensor) -> Tensor:
 
 
 def auto(pool: Pool, uncertainties: Tensor) -> Tensor:
-    """Pick uncertain pictures that stand for many others, and for different ones.
+    """Cover the pool while labels are few, then pick uncertain pictures that stand for many others.
 
-    While labels are few all margins are small and the density of the pool decides, so that the
-    picked cover it; as the head learns, uncertainty does. The product is that of information
-    density (Settles and Craven, 2008, "An Analysis of Active Learning Strategies for Sequence
-    Labeling Tasks", section 3.5). Chosen by measurement: `docs/learning.md`.
+    Up to two labels a choice (and not beyond what is picked at once) as `typiclust`: what the head
+    is unsure of is then a guess. From there by uncertainty · density · distance to what is picked,
+    the first two as in information density (Settles and Craven, 2008, "An Analysis of Active
+    Learning Strategies for Sequence Labeling Tasks", section 3.5). Chosen by measurement:
+    `docs/learning.md`.
     """
+    if len(pool.labelled) < min(_FEW_PER_CHOICE * len(pool.head.weights), picking.PICKED):
+        return picking.typical(pool.embeddings, pool.labelled)
     return picking.representative(pool.embeddings, uncertainties)
 
 

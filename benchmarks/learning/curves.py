@@ -7,6 +7,7 @@ of their batches, so that their differences are paired.
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -28,8 +29,9 @@ from backend.learning.strategies import STRATEGIES, Pool
 from backend.simulation import dataset as simulation
 from backend.simulation.learners import HeadLearner, Indices
 
-# From no label to 400: closer where a curve is steep.
+# From no label to 400: closer where a curve is steep. Of more classes than that in larger steps.
 BATCHES = (*[10] * 10, *[20] * 5, *[40] * 5)
+CLASSES = 20
 
 # Random labels of each class.
 SHOTS = (1, 2, 4, 8, 16, 32)
@@ -194,7 +196,7 @@ class Trial:
         labelled = self._training[:0]
         learned, point = self._learn(method.head, labelled)
         points = [point]
-        for step, batch in enumerate(BATCHES):
+        for step, batch in enumerate(batches(len(self._dataset.classes))):
             pool = np.setdiff1d(self._training, labelled, assume_unique=True)
             if not len(pool):
                 break
@@ -290,6 +292,11 @@ def load(name: str) -> EmbeddedDataset:
     return DATASETS[name]()
 
 
+def batches(classes: int) -> list[int]:
+    """Return how many labels each query asks for on a set of so many classes."""
+    return [batch * math.ceil(classes / CLASSES) for batch in BATCHES]
+
+
 def applies(task: Task) -> bool:
     """Say whether the set has what the head needs."""
     head = METHODS[task.name].head if task.kind == "strategies" else task.name
@@ -311,6 +318,8 @@ def digest(kind: str, dataset: str, name: str) -> str:
     for array in arrays if of.text is None else [*arrays, of.text]:
         found.update(np.ascontiguousarray(array).tobytes())
     found.update(repr(of.logit_scale).encode())
+    if kind == "strategies" and len(of.classes) > CLASSES:
+        found.update(repr(batches(len(of.classes))).encode())
     return found.hexdigest()
 
 
