@@ -68,9 +68,8 @@ def train(services: Services, claim: Claim) -> None:
     )
     store.tasks.close_all_but(project_id, {task.id for task in annotated if not task.open})
 
-    sample = store.tasks.some(project_id, POOL)
     labelled = {
-        control.name: _Labelled(services, control, annotated, sample) for control in config.controls
+        control.name: _Labelled(services, control, annotated) for control in config.controls
     }
     labels = {name: of_control.choices for name, of_control in labelled.items()}
     version = Version(
@@ -89,7 +88,10 @@ def train(services: Services, claim: Claim) -> None:
         or active.fingerprint != version.fingerprint
         or not fits(active, config, version.encoder)
     ):
-        trained = {name: of_control.train(learning) for name, of_control in labelled.items()}
+        sample = store.tasks.some(project_id, POOL)
+        trained = {
+            name: of_control.train(learning, sample) for name, of_control in labelled.items()
+        }
         if claim.lost.is_set():
             return
         heads = {name: head for name, (head, _) in trained.items()}
@@ -140,9 +142,8 @@ class _Labelled:
         services: Services,
         control: Control,
         annotated: list[RemoteTask],
-        sample: list[StoredTask],
     ) -> None:
-        self._encoder = services.predictor.encoder
+        self._predictor = services.predictor
         self._control = control
         annotations = {task.id: task.annotations for task in annotated}
         self._labels: Labels = labels_of(control, annotations)
@@ -151,24 +152,27 @@ class _Labelled:
         # By id: the same labels give the same head, in whatever order they are listed.
         tasks.sort(key=lambda task: task.id or 0)
         self._ids, self._vectors = services.predictor.vectors_of(tasks, control)
-        _, self._pool = services.predictor.vectors_of(sample, control, fetch=False)
         self.choices = {task_id: self._labels.values[task_id] for task_id in self._ids}
 
-    def train(self, learning: LearningSettings) -> tuple[ControlHead, dict[str, Any]]:
-        """Return the head that the labels give, and what is known about it."""
+    def train(
+        self, learning: LearningSettings, sample: list[StoredTask]
+    ) -> tuple[ControlHead, dict[str, Any]]:
+        """Return the head that the labels give for what is like the sample, and how good it is."""
         from backend.learning.label_errors import suspected_labels
         from backend.learning.training import Trained, train
 
-        zero_shot = zero_shot_head(self._encoder, self._control, learning)
+        encoder = self._predictor.encoder
+        zero_shot = zero_shot_head(encoder, self._control, learning)
         trained = Trained(zero_shot.head)
         targets = self._targets()
+        _, pool = self._predictor.vectors_of(sample, self._control, fetch=False)
+        pool = pool.to(encoder.device)
         if len(self._ids) >= learning.min_annotations:
-            device = self._encoder.device
             trained = train(
-                self._vectors.to(device),
-                targets.to(device),
+                self._vectors.to(encoder.device),
+                targets.to(encoder.device),
                 zero_shot.head,
-                pool=self._pool.to(device) if len(self._pool) else None,
+                pool=pool if len(pool) else None,
             )
         report = self._counts() | {"agreement": self.agreement}
         if trained.evaluation is not None and trained.out_of_fold is not None:
@@ -180,20 +184,9 @@ class _Labelled:
                 self._control.values,
                 multiple=self._control.multiple,
             )
-            if len(self._pool):
-                report |= self._outlook(trained, targets)
+            if len(pool):
+                report |= _outlook(trained, targets, pool)
         return ControlHead(zero_shot.values, trained.head), report
-
-    def _outlook(self, trained: Trained, targets: torch.Tensor) -> dict[str, Any]:
-        from backend.learning.estimation import advice, outlook
-
-        probabilities = trained.head.probabilities(self._pool.to(self._encoder.device))
-        accuracy, gain = outlook(trained, targets.to(probabilities.device), probabilities, MORE)
-        return {
-            "pool_accuracy": asdict(accuracy),
-            "gain": {"labels": MORE, **asdict(gain)},
-            "advice": advice(gain, MORE),
-        }
 
     def _counts(self) -> dict[str, Any]:
         per_choice = dict.fromkeys(self._control.values, 0)
@@ -220,3 +213,15 @@ class _Labelled:
             for value in self.choices[task_id]:
                 targets[row, column[value]] = 1
         return targets
+
+
+def _outlook(trained: Trained, targets: torch.Tensor, pool: torch.Tensor) -> dict[str, Any]:
+    from backend.learning.estimation import advice, outlook
+
+    probabilities = trained.head.probabilities(pool)
+    accuracy, gain = outlook(trained, targets.to(probabilities.device), probabilities, MORE)
+    return {
+        "pool_accuracy": asdict(accuracy),
+        "gain": {"labels": MORE, **asdict(gain)},
+        "advice": advice(gain, MORE),
+    }
