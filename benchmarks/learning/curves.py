@@ -29,8 +29,10 @@ from backend.learning.strategies import STRATEGIES, Pool
 from backend.simulation import dataset as simulation
 from backend.simulation.learners import HeadLearner, Indices
 
-# From no label to 400: closer where a curve is steep. Of more classes than that in larger steps.
+# From no label to 400: closer where a curve is steep.
 BATCHES = (*[10] * 10, *[20] * 5, *[40] * 5)
+
+# So many classes those batches are for: with more, each batch is a multiple.
 CLASSES = 20
 
 # Random labels of each class.
