@@ -7,6 +7,8 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
+from backend.learning import training
+from backend.learning.calibration import temperature
 from backend.learning.evaluation import evaluate
 from backend.learning.head import Head, zero_shot
 from backend.learning.training import FOLDS, remoteness, stratified_folds, train
@@ -210,3 +212,27 @@ def test_folds_hold_their_share_of_each_class() -> None:
 def of(probabilities: Tensor | None) -> Tensor:
     assert probabilities is not None
     return probabilities
+
+
+def test_a_small_training_takes_one_thread_and_gives_the_others_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    threads = []
+
+    def spy(*arguments: Tensor) -> tuple[float, float]:
+        threads.append(torch.get_num_threads())
+        return temperature(*arguments)
+
+    monkeypatch.setattr(training, "temperature", spy)
+    embeddings = normalize(torch.eye(4).repeat(3, 2), dim=1)
+    blank = Head(torch.zeros(4, 8), torch.zeros(4), False)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        train(embeddings, torch.arange(4).repeat(3), blank)
+        after = torch.get_num_threads()
+    finally:
+        torch.set_num_threads(before)
+
+    assert set(threads) == {1}
+    assert after == 2
