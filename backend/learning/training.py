@@ -49,8 +49,8 @@ _SAME = 1e-3
 # Averaging more changes nothing in the third digit.
 _AVERAGED = 4
 
-# Products of a step of L-BFGS, a millisecond's. Threads that share less wait for each other: on two
-# cores that had other work, two threads made trainings of 200 labels forty times as long as one.
+# Products in a step of L-BFGS. Threads that share fewer wait for each other: on two cores that had
+# other work, two threads made trainings of 200 labels more than fifty times as long as one does.
 _WORTH_SHARING = 10_000_000
 
 # So many labels decide the settings as well as all would: the loss is a sum over labels, so that
@@ -128,17 +128,8 @@ def train(
     """
     if len(embeddings) < 2:
         return Trained(prior)
-    settings = _settings(has_text=bool(prior.weights.any()))
-    if len(embeddings) > _DECIDING:
-        in_order = LabelledSet(embeddings, targets, prior)
-        parts = stratified_folds(in_order.targets, math.ceil(len(in_order) / _DECIDING))
-        deciding = in_order.order[parts == 0]
-        with _threads_for(embeddings[deciding], prior):
-            some = LabelledSet(embeddings[deciding], targets[deciding], prior)
-            decided = _average(some, settings, embeddings[deciding], pool)
-        settings = [max(decided, key=itemgetter(1))[0].setting]
     with _threads_for(embeddings, prior):
-        return _train(settings, embeddings, targets, prior, pool)
+        return _train(embeddings, targets, prior, pool)
 
 
 def _threads_for(embeddings: Tensor, prior: Head) -> AbstractContextManager[object]:
@@ -146,14 +137,16 @@ def _threads_for(embeddings: Tensor, prior: Head) -> AbstractContextManager[obje
     return threadpool_limits(1) if products < _WORTH_SHARING else nullcontext()
 
 
-def _train(
-    settings: Sequence[_Setting],
-    embeddings: Tensor,
-    targets: Tensor,
-    prior: Head,
-    pool: Tensor | None,
-) -> Trained:
+def _train(embeddings: Tensor, targets: Tensor, prior: Head, pool: Tensor | None) -> Trained:
     labelled = LabelledSet(embeddings, targets, prior)
+    settings = _settings(has_text=labelled.has_text)
+    if len(labelled) > _DECIDING:
+        parts = stratified_folds(labelled.targets, math.ceil(len(labelled) / _DECIDING))
+        deciding = labelled.order[parts == 0]
+        some = LabelledSet(embeddings[deciding], targets[deciding], prior)
+        with _threads_for(embeddings[deciding], prior):
+            decided = _average(some, settings, embeddings[deciding], pool)
+        settings = [max(decided, key=itemgetter(1))[0].setting]
     averaged = _average(labelled, settings, embeddings, pool)
     weights = torch.zeros_like(prior.weights)
     bias = torch.zeros_like(prior.bias)

@@ -209,11 +209,6 @@ def test_folds_hold_their_share_of_each_class() -> None:
         assert counts.sum() == size
 
 
-def of(probabilities: Tensor | None) -> Tensor:
-    assert probabilities is not None
-    return probabilities
-
-
 def test_a_small_training_takes_one_thread_and_gives_the_others_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -236,3 +231,8 @@ def test_a_small_training_takes_one_thread_and_gives_the_others_back(
 
     assert set(threads) == {1}
     assert after == 2
+
+
+def of(probabilities: Tensor | None) -> Tensor:
+    assert probabilities is not None
+    return probabilities
