@@ -32,6 +32,9 @@ def test_the_queue_is_ordered_and_learns_from_each_annotation(
     backend: RunningBackend, project: NewProject
 ) -> None:
     images = project(pictures=60)
+    # People who call things by other names: what CLIP says at first is all wrong.
+    renamed = dict(zip(SOME_CHOICES, (*SOME_CHOICES[1:], SOME_CHOICES[0]), strict=True))
+    images.truth = {name: renamed[choice] for name, choice in images.truth.items()}
     backend.connect(images)
     first = assert_settled(backend, images)
     zero_shot = images.accuracy()
@@ -39,7 +42,7 @@ def test_the_queue_is_ordered_and_learns_from_each_annotation(
     images.annotate_next(24)
 
     assert assert_settled(backend, images) != first
-    assert images.accuracy() > zero_shot
+    assert images.accuracy() > zero_shot + 0.3
     assert backend.store.versions.active(images.id).annotations == 24  # type: ignore[union-attr]
 
 
