@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,13 +25,11 @@ from backend.store.versions import ControlHead, Version
 
 if TYPE_CHECKING:
     import torch
-    from PIL.Image import Image
 
     from backend.clip.encoder import Encoder
 
-# Bounds the memory of one pass; several batches of the encoder.
+# Bounds the memory of one pass.
 TASKS_AT_ONCE = 1000
-PICTURES_AT_ONCE = 64
 
 # A broken picture may be replaced under its address, but not every minute.
 BROKEN_FOR = 3600.0
@@ -39,14 +38,10 @@ UNREACHABLE_FOR = 30.0
 
 @dataclass(frozen=True)
 class Prediction:
-    """What is predicted of one task, in Label Studio's terms.
-
-    `uncertainty` and `score`, which is it or 1 minus it, are in [0, 1].
-    """
+    """What is predicted of one task, in Label Studio's terms; `score` is in [0, 1]."""
 
     task_id: int | None
     result: list[dict[str, object]]
-    uncertainty: float
     score: float
     model_version: str
 
@@ -60,8 +55,32 @@ class _Picture:
     located: str
 
 
+@dataclass(frozen=True)
+class _Found:
+    """Which tasks, by index, can be predicted, and for all why not, where not.
+
+    `vectors` are, for each control, the unit vectors [N, D] of the usable tasks' pictures; there
+    are none without usable tasks.
+    """
+
+    usable: list[int]
+    vectors: list[torch.Tensor]
+    errors: list[TaskError]
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A picture as the encoder takes it, and the digest of its bytes."""
+
+    digest: str
+    image: torch.Tensor
+
+
 class Predictor:
-    """Turns tasks into predictions, with embeddings from the store as far as it has them."""
+    """Turns tasks into predictions, with embeddings from the store as far as it has them.
+
+    One serves all threads of a process.
+    """
 
     def __init__(
         self,
@@ -70,10 +89,14 @@ class Predictor:
         images: ImageFetcher,
         limits: ImageLimits,
     ) -> None:
+        from joblib import cpu_count
+
         self.encoder = encoder
         self._embeddings = embeddings
         self._images = images
         self._limits = limits
+        # A large picture takes hundreds of megabytes while it is decoded.
+        self._decoding = threading.BoundedSemaphore(cpu_count())
 
     def predict(
         self, tasks: Sequence[Task], config: LabelingConfig, version: Version, *, fetch: bool = True
@@ -158,53 +181,68 @@ class Predictor:
             },
         )
 
+    def uncertainties(
+        self, tasks: Sequence[Task], config: LabelingConfig, version: Version
+    ) -> tuple[list[int], torch.Tensor]:
+        """Return the ids of the tasks that are embedded, and how uncertain they are [N] in [0, 1].
+
+        Each is looked at alone, as `predict` does.
+        """
+        import torch
+
+        found = self._look_up(tasks, config, fetch=False)
+        if not found.usable:
+            return [], torch.empty(0)
+        ids = [task_id for index in found.usable if (task_id := tasks[index].id) is not None]
+        return ids, _uncertainties(tasks, found, config, version)
+
     def _predict(
         self, tasks: Sequence[Task], config: LabelingConfig, version: Version, *, fetch: bool
     ) -> list[Prediction | TaskError]:
-        import torch
+        found = self._look_up(tasks, config, fetch=fetch)
+        outcome: list[Prediction | TaskError] = [*found.errors]
+        if not found.usable:
+            return outcome
+        results: list[list[dict[str, object]]] = [[] for _ in found.usable]
+        for control, vectors in zip(config.controls, found.vectors, strict=True):
+            control_head = version.heads[control.name]
+            probabilities = control_head.head.probabilities(vectors)
+            for result, row in zip(results, probabilities.numpy(), strict=True):
+                result.extend(_result(control, control_head.values, row))
+        uncertainties = _uncertainties(tasks, found, config, version).tolist()
+        for index, result, uncertainty in zip(found.usable, results, uncertainties, strict=True):
+            outcome[index] = Prediction(
+                tasks[index].id, result, score_of(uncertainty, version), version.name
+            )
+        return outcome
 
-        from backend.learning.strategies import STRATEGIES, Pool, combine
+    def _look_up(self, tasks: Sequence[Task], config: LabelingConfig, *, fetch: bool) -> _Found:
+        import torch
 
         pictures = [[self._picture(control, task) for control in config.controls] for task in tasks]
         found = self._vectors(
-            {
-                picture.located: picture
+            (
+                picture
                 for of_task in pictures
                 for picture in of_task
                 if isinstance(picture, _Picture)
-            }.values(),
+            ),
             fetch=fetch,
         )
-        outcome: list[Prediction | TaskError] = []
+        nothing = TaskError("the labeling config has nothing to predict")
+        errors = [nothing] * len(tasks)
         usable: list[int] = []
         vectors: list[list[Vector]] = []
         for index, of_task in enumerate(pictures):
             got = [_vector(picture, found) for picture in of_task]
             error = next((item for item in got if isinstance(item, TaskError)), None)
-            outcome.append(error or TaskError("the labeling config has nothing to predict"))
-            if error is None and got:
+            if error is not None:
+                errors[index] = error
+            elif got:
                 usable.append(index)
                 vectors.append([item for item in got if not isinstance(item, TaskError)])
-        if not usable:
-            return outcome
-
-        keys = [f"{tasks[index].id}:{version.name}" for index in usable]
-        results: list[list[dict[str, object]]] = [[] for _ in usable]
-        uncertainties = []
-        for column, control in enumerate(config.controls):
-            control_head = version.heads[control.name]
-            batch = torch.from_numpy(np.stack([row[column] for row in vectors]))
-            probabilities = control_head.head.probabilities(batch)
-            pool = Pool(batch, control_head.head, batch[:0], keys)
-            uncertainties.append(STRATEGIES[version.query_strategy].measure(pool))
-            for result, row in zip(results, probabilities.numpy(), strict=True):
-                result.extend(_result(control, control_head.values, row))
-        combined = combine(uncertainties).tolist()
-        for index, result, uncertainty in zip(usable, results, combined, strict=True):
-            outcome[index] = Prediction(
-                tasks[index].id, result, uncertainty, score_of(uncertainty, version), version.name
-            )
-        return outcome
+        columns = zip(*vectors, strict=True)
+        return _Found(usable, [torch.from_numpy(np.stack(column)) for column in columns], errors)
 
     def _picture(self, control: Control, task: Task) -> _Picture | TaskError:
         try:
@@ -219,47 +257,44 @@ class Predictor:
         found = self._embeddings.find(self.encoder.identity, wanted)
         if fetch:
             missing = [picture for located, picture in wanted.items() if located not in found]
-            fetched = zip(
+            prepared = zip(
                 missing,
-                self._images.fetch_all((picture.source, picture.task_id) for picture in missing),
+                self._images.fetch_all(
+                    ((picture.source, picture.task_id) for picture in missing),
+                    self._prepare,
+                    ahead=2 * self.encoder.batch_size,
+                ),
                 strict=True,
             )
-            while some := list(islice(fetched, PICTURES_AT_ONCE)):
+            while some := list(islice(prepared, self.encoder.batch_size)):
                 found |= self._encode(some)
         return found
 
+    def _prepare(self, body: bytes) -> _Prepared:
+        digest = sha256(body).hexdigest()
+        with self._decoding:
+            image = decode(body, self._limits)
+            return _Prepared(digest, self.encoder.preprocess(image))
+
     def _encode(
-        self, fetched: Sequence[tuple[_Picture, bytes | ImageError]]
+        self, prepared: Sequence[tuple[_Picture, _Prepared | ImageError]]
     ) -> dict[str, Vector | Failure]:
         contents: dict[str, str] = {}
-        bodies: dict[str, bytes] = {}
+        images: dict[str, torch.Tensor] = {}
         failures: dict[str, Failure] = {}
-        for picture, body in fetched:
-            if isinstance(body, ImageError):
-                failures[picture.located] = _failure(body)
+        for picture, outcome in prepared:
+            if isinstance(outcome, ImageError):
+                failures[picture.located] = _failure(outcome)
             else:
-                digest = sha256(body).hexdigest()
-                contents[picture.located] = digest
-                bodies[digest] = body
-        known = self._embeddings.find_by_content(self.encoder.identity, bodies)
-        images: dict[str, Image] = {}
-        broken: dict[str, Failure] = {}
-        for digest, body in bodies.items():
-            if digest in known:
-                continue
-            try:
-                images[digest] = decode(body, self._limits)
-            except ImageError as error:
-                broken[digest] = _failure(error)
+                contents[picture.located] = outcome.digest
+                images[outcome.digest] = outcome.image
+        for digest in self._embeddings.find_by_content(self.encoder.identity, images):
+            del images[digest]
         vectors = (
-            dict(zip(images, self.encoder.encode_images(list(images.values())), strict=True))
+            dict(zip(images, self.encoder.encode_preprocessed([*images.values()]), strict=True))
             if images
             else {}
         )
-        for located, digest in list(contents.items()):
-            if digest in broken:
-                failures[located] = broken[digest]
-                del contents[located]
         self._embeddings.save(self.encoder.identity, contents, vectors, failures)
         # Read back: what is predicted now and what is predicted from the store later are the
         # same, to the last bit.
@@ -360,6 +395,21 @@ def _result(
             "score": round(certainty, 6),
         }
     ]
+
+
+def _uncertainties(
+    tasks: Sequence[Task], found: _Found, config: LabelingConfig, version: Version
+) -> torch.Tensor:
+    from backend.learning.strategies import STRATEGIES, Pool, combine
+
+    keys = [f"{tasks[index].id}:{version.name}" for index in found.usable]
+    measure = STRATEGIES[version.query_strategy].measure
+    return combine(
+        [
+            measure(Pool(vectors, version.heads[control.name].head, vectors[:0], keys))
+            for control, vectors in zip(config.controls, found.vectors, strict=True)
+        ]
+    )
 
 
 def _vector(

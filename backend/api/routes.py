@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass
+from functools import cache
 from http import HTTPStatus
 
 import orjson
@@ -86,6 +87,12 @@ def _protocol(services: ApiServices, metrics: Metrics) -> Blueprint:
     protocol = Blueprint("protocol", __name__)
     store = services.store
 
+    @cache
+    def get_predictor() -> Predictor:
+        return Predictor(
+            services.encoder.wait(ENCODER_WAIT), store.embeddings, services.images, services.limits
+        )
+
     @protocol.get("/")
     @protocol.get("/health")
     def health() -> Response:
@@ -132,9 +139,7 @@ def _protocol(services: ApiServices, metrics: Metrics) -> Blueprint:
         config = parse_labeling_config(label_config)
         parsed = [messages.task(item) for item in body.tasks]
         tasks = [item for item in parsed if isinstance(item, Task)]
-        predictor = Predictor(
-            services.encoder.wait(ENCODER_WAIT), store.embeddings, services.images, services.limits
-        )
+        predictor = get_predictor()
         version = None if project is None else store.versions.active(project.id)
         if version is None or not fits(version, config, predictor.encoder.identity):
             learning = services.settings.learning.overridden_by(

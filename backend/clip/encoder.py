@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +24,8 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
+    from backend.clip.preprocessing import Preprocessing
+
 log = logging.getLogger(__name__)
 
 TINY = Path(__file__).parent / "tiny"
@@ -30,9 +37,12 @@ DEFAULT_PRETRAINED = {"ViT-B-32-256": "datacomp_s34b_b86k"}
 # Large enough to fill the hardware, small enough that activations stay in its caches or memory.
 BATCH = {"cuda": 256, "mps": 64, "cpu": 32}
 
+# Sets of sentences whose vectors are kept: the prompts of so many labeling configs.
+_REMEMBERED = 64
+
 
 class Encoder:
-    """A loaded CLIP; safe to share between threads, which take turns.
+    """A loaded CLIP; safe to share between threads, whose pictures are encoded together.
 
     `identity` names everything that a vector depends on: architecture, weights, preprocessing and
     precision. Vectors of different identities must never be compared, so nothing may change
@@ -42,7 +52,7 @@ class Encoder:
     def __init__(
         self,
         model: Any,
-        preprocess: Callable[[Image], torch.Tensor],
+        preprocess: Preprocessing,
         tokenize: Callable[[list[str]], torch.Tensor],
         *,
         name: str,
@@ -65,13 +75,20 @@ class Encoder:
         self.tokenize = tokenize
         self.batch_size = BATCH.get(device.type, BATCH["cpu"])
         self.logit_scale = float(self.model.logit_scale.exp())
+        self._prepare()
+
+    def _prepare(self) -> None:
+        self._model_for_pictures = _for_pictures(self.model, self.precision)
         self._turn = threading.Lock()
+        self._waiting: deque[_Waiting] = deque()
+        self._vectors_of_texts = lru_cache(_REMEMBERED)(self._encode_texts)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_turn"}
+        return {name: value for name, value in vars(self).items() if name[0] != "_"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _turn=threading.Lock())
+        vars(self).update(state)
+        self._prepare()
 
     def encode_images(self, images: Sequence[Image]) -> NDArray[np.float32]:
         """Return unit vectors [N, D] of RGB pictures."""
@@ -83,19 +100,52 @@ class Encoder:
         return np.concatenate(vectors)
 
     def encode_preprocessed(self, images: Sequence[torch.Tensor]) -> NDArray[np.float32]:
-        """Return unit vectors [N, D] of one batch of what `preprocess` gave."""
+        """Return unit vectors [N, D] of one batch of pixels [3, H, W] that `preprocess` gave.
+
+        What other threads wait for goes into the same batch, as far as it fits.
+        """
+        mine = _Waiting(images, Future())
+        self._waiting.append(mine)
+        while not mine.vectors.done():
+            with self._turn:
+                if not mine.vectors.done():
+                    self._encode_waiting()
+        return mine.vectors.result()
+
+    def _encode_waiting(self) -> None:
         import torch
 
-        return self._encode(self.model.encode_image, torch.stack(list(images)))
+        batch = [self._waiting.popleft()]
+        size = len(batch[0].images)
+        while self._waiting and size + len(self._waiting[0].images) <= self.batch_size:
+            batch.append(self._waiting.popleft())
+            size += len(batch[-1].images)
+        try:
+            pixels = torch.stack([image for waiting in batch for image in waiting.images])
+            vectors = self._unit(self._encode_pixels, pixels)
+        except Exception as error:  # noqa: BLE001 - raised by each thread that waits
+            for waiting in batch:
+                waiting.vectors.set_exception(error)
+        else:
+            ends = np.cumsum([len(waiting.images) for waiting in batch])[:-1]
+            for waiting, rows in zip(batch, np.split(vectors, ends), strict=True):
+                waiting.vectors.set_result(rows)
 
     def encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Return unit vectors [N, D] of sentences."""
+        """Return unit vectors [N, D] of sentences, which are not to be written to."""
+        return self._vectors_of_texts(tuple(texts))
+
+    def _encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         step = self.batch_size
-        vectors = [
-            self._encode(self.model.encode_text, self.tokenize(list(texts[i : i + step])))
-            for i in range(0, len(texts), step)
-        ]
-        return np.concatenate(vectors)
+        with self._turn:
+            vectors = np.concatenate(
+                [
+                    self._unit(self.model.encode_text, self.tokenize(list(texts[i : i + step])))
+                    for i in range(0, len(texts), step)
+                ]
+            )
+        vectors.flags.writeable = False
+        return vectors
 
     def encode_prompts(self, prompts: Sequence[Sequence[str]]) -> NDArray[np.float32]:
         """Return a unit vector [K, D] for each class: the normalised mean of its prompts' vectors.
@@ -112,20 +162,30 @@ class Encoder:
         ).numpy()
         return unit
 
-    def _encode(
+    def _encode_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
+        images = self.preprocess.normalized(pixels).to(self.precision)
+        vectors: torch.Tensor = self._model_for_pictures.encode_image(images)
+        return vectors
+
+    def _unit(
         self, encode: Callable[[torch.Tensor], torch.Tensor], batch: torch.Tensor
     ) -> NDArray[np.float32]:
         import torch
 
-        reduced = self.precision is not torch.float32
-        with (
-            self._turn,
-            torch.inference_mode(),
-            torch.autocast(self.device.type, dtype=self.precision, enabled=reduced),
-        ):
+        if self.device.type == "cuda":
+            batch = batch.pin_memory()
+        with torch.inference_mode():
             vectors = encode(batch.to(self.device, non_blocking=True)).float()
             unit: NDArray[np.float32] = torch.nn.functional.normalize(vectors, dim=-1).cpu().numpy()
         return unit
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    """Preprocessed pictures of a thread, and where their vectors go."""
+
+    images: Sequence[torch.Tensor]
+    vectors: Future[NDArray[np.float32]]
 
 
 class BackgroundEncoder:
@@ -176,6 +236,8 @@ def load_encoder(name: str, pretrained: str | None, device: str, precision: str)
     """
     import open_clip
 
+    from backend.clip.preprocessing import Preprocessing
+
     pretrained = _resolve(name, pretrained)
     known = open_clip.list_pretrained_tags_by_model(name)
     if pretrained not in known and not Path(pretrained).is_file():
@@ -196,7 +258,12 @@ def load_encoder(name: str, pretrained: str | None, device: str, precision: str)
             "or set CLIP_MODEL=tiny to try things out"
         ) from None
     return Encoder(
-        model, preprocess, tokenize, name=name, device=torch_device, precision=torch_precision
+        model,
+        Preprocessing(preprocess),
+        tokenize,
+        name=name,
+        device=torch_device,
+        precision=torch_precision,
     )
 
 
@@ -214,6 +281,8 @@ def restore_encoder(
     Raises EncoderError where the state does not fit, SettingsError as `load_encoder` does.
     """
     import open_clip
+
+    from backend.clip.preprocessing import Preprocessing
 
     preparation = open_clip.get_pretrained_cfg(name, _resolve(name, pretrained))
     torch_device = _device(device)
@@ -236,7 +305,12 @@ def restore_encoder(
             f"{name} cannot be rebuilt from these weights ({type(error).__name__})"
         ) from None
     return Encoder(
-        model, preprocess, tokenize, name=name, device=torch_device, precision=torch_precision
+        model,
+        Preprocessing(preprocess),
+        tokenize,
+        name=name,
+        device=torch_device,
+        precision=torch_precision,
     )
 
 
@@ -271,7 +345,10 @@ def _expecting_random_weights() -> Iterator[None]:
 
 def _device(wanted: str) -> torch.device:
     import torch
+    from joblib import cpu_count
 
+    # A container may have fewer cores than its machine, which torch does not see.
+    torch.set_num_threads(min(torch.get_num_threads(), cpu_count()))
     if wanted == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -310,6 +387,26 @@ def _cpu_computes_bfloat16() -> bool:
     # Where these are missing or false, bfloat16 is emulated and slower than float32.
     checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
     return any(bool(getattr(torch.cpu, check, lambda: False)()) for check in checks)
+
+
+def _for_pictures(model: Any, precision: torch.dtype) -> Any:
+    """Return a model that encodes pictures in a precision, and shares what need not differ.
+
+    Its weights are of that precision: to convert them for each batch, as autocast does, takes
+    longer on a CPU than is won.
+    """
+    import torch
+
+    from backend.clip.pooling import encode_pooled_only
+
+    visual = model.visual
+    tensors = (*visual.parameters(), *visual.buffers())
+    shared = {id(tensor): tensor for tensor in tensors} if precision is torch.float32 else {}
+    visual = copy.deepcopy(visual, shared).to(precision)
+    encode_pooled_only(visual)
+    ours = copy.copy(model)
+    ours._modules = {**model._modules, "visual": visual}
+    return ours
 
 
 def _digest_of_weights(model: torch.nn.Module) -> str:

@@ -117,7 +117,8 @@ def finetune(
             drawn = (torch.rand(len(batch)) * counts[of_batch]).long()
             distinct, places = torch.unique(starts[of_batch] + drawn, return_inverse=True)
             with autocast:
-                images = model.encode_image(torch.stack(preprocessed).to(device))
+                pixels = torch.stack(preprocessed).to(device)
+                images = model.encode_image(encoder.preprocess.normalized(pixels))
                 texts = model.encode_text(tokens[distinct].to(device))
             loss = contrastive_loss(
                 functional.normalize(images.float(), dim=1),

@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from types import TracebackType
+from typing import TypeVar
 from urllib.parse import parse_qs, unquote_to_bytes
 
 import httpx
@@ -23,6 +24,8 @@ from backend.labelstudio.decoding import ImageLimits
 _MAX_REDIRECTS = 5
 _REMEMBERED = 100_000
 _FIRST_RETRY_AFTER = 0.2
+
+Used = TypeVar("Used")
 
 _CLOUD_SCHEMES = frozenset({"s3", "gs", "azure-blob", "azure-spi", "azure_spi"})
 _SCHEME = re.compile(r"([A-Za-z][\w+.-]*):")
@@ -139,16 +142,23 @@ class ImageFetcher:
         except ImageError as error:
             raise ImageError(f"{_shown(source)}: {error}", permanent=error.permanent) from error
 
-    def fetch_all(self, wanted: Iterable[tuple[str, int | None]]) -> Iterator[bytes | ImageError]:
-        """Fetch (source, task id) pairs in parallel and yield the outcomes in order.
+    def fetch_all(
+        self,
+        wanted: Iterable[tuple[str, int | None]],
+        use: Callable[[bytes], Used],
+        *,
+        ahead: int,
+    ) -> Iterator[Used | ImageError]:
+        """Fetch (source, task id) pairs in parallel and yield what `use` makes of them, in order.
 
-        No more than twice as many pictures as connections are held or on their way at a time.
+        `use` is called in the threads that fetch, so that pictures can be decoded while the caller
+        does other work. No more than `ahead` are held or on their way at a time.
         """
-        pending: deque[Future[bytes | ImageError]] = deque()
+        pending: deque[Future[Used | ImageError]] = deque()
         try:
             for source, task_id in wanted:
-                pending.append(self._threads.submit(self._outcome, source, task_id))
-                if len(pending) == 2 * self._connections:
+                pending.append(self._threads.submit(self._outcome, source, task_id, use))
+                if len(pending) == ahead:
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()
@@ -156,9 +166,11 @@ class ImageFetcher:
             for future in pending:
                 future.cancel()
 
-    def _outcome(self, source: str, task_id: int | None) -> bytes | ImageError:
+    def _outcome(
+        self, source: str, task_id: int | None, use: Callable[[bytes], Used]
+    ) -> Used | ImageError:
         try:
-            return self.fetch(source, task_id)
+            return use(self.fetch(source, task_id))
         except ImageError as error:
             return error
 

@@ -1,15 +1,22 @@
 from __future__ import annotations
 
+import copy
 import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import open_clip
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch.nn.functional import normalize
 
 from backend.clip.encoder import TINY, BackgroundEncoder, Encoder, load_encoder
+from backend.clip.preprocessing import Preprocessing
 from backend.errors import EncoderError, SettingsError
 
 
@@ -63,6 +70,129 @@ def test_threads_that_share_an_encoder_get_their_own_vectors(encoder: Encoder) -
 
     for index in range(12):
         np.testing.assert_allclose(results[index], expected[index], atol=1e-5)
+
+
+def test_threads_that_wait_are_served_together(encoder: Encoder, monkeypatch) -> None:
+    images = [encoder.preprocess(picture) for picture in PICTURES[:8]]
+    expected = encoder.encode_preprocessed(images)
+    sizes: list[int] = []
+    first_is_encoded, others_wait = threading.Event(), threading.Event()
+    normalized = encoder.preprocess.normalized
+
+    def slow(pixels: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(pixels))
+        first_is_encoded.set()
+        others_wait.wait()
+        return normalized(pixels)
+
+    monkeypatch.setattr(encoder.preprocess, "normalized", slow)
+    with ThreadPoolExecutor(8) as threads:
+        results = [threads.submit(encoder.encode_preprocessed, images[:1])]
+        first_is_encoded.wait()
+        results += [threads.submit(encoder.encode_preprocessed, [image]) for image in images[1:]]
+        while len(encoder._waiting) < 7:
+            time.sleep(0.01)
+        others_wait.set()
+        vectors = [result.result()[0] for result in results]
+
+    assert sizes == [1, 7]
+    np.testing.assert_allclose(vectors, expected, atol=1e-5)
+
+
+def test_a_batch_that_fails_fails_for_all_that_are_in_it_and_for_nobody_else(
+    encoder: Encoder, monkeypatch
+) -> None:
+    image = encoder.preprocess(PICTURES[0])
+    with pytest.raises(RuntimeError):
+        encoder.encode_preprocessed([image, image[:, 1:]])
+    assert encoder.encode_preprocessed([image]).shape[0] == 1
+
+
+# The same as open_clip's own
+
+
+def photograph(seed: int, size: tuple[int, int]) -> Image.Image:
+    """Return a picture with detail of all scales, as photographs have."""
+    draw = np.random.default_rng(seed)
+    image = np.full((size[1], size[0], 3), 128.0)
+    for scale in (1, 2, 4, 8, 16, 32, 64):
+        coarse = draw.normal(128, 60, (size[1] // scale + 1, size[0] // scale + 1, 3))
+        layer = Image.fromarray(coarse.clip(0, 255).astype(np.uint8))
+        image += np.asarray(layer.resize(size, Image.Resampling.BICUBIC)) - 128.0
+    return Image.fromarray(image.clip(0, 255).astype(np.uint8))
+
+
+SIZES = [(1024, 768), (768, 1024), (1000, 333), (300, 300), (31, 500), (3000, 2000)]
+
+
+@pytest.mark.parametrize("size", [*SIZES, (20, 15), (1, 1)])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("mode", ["shortest", "squash", "longest"])
+def test_pixels_are_open_clip_s_within_a_level(
+    size: tuple[int, int], interpolation: str, mode: str
+) -> None:
+    picture = photograph(0, size)
+    plain = open_clip.image_transform(
+        64, is_train=False, resize_mode=mode, interpolation=interpolation
+    )
+    ours = Preprocessing(plain)
+
+    pixels = ours(picture)
+
+    assert pixels.dtype == torch.uint8
+    expected = plain(picture)
+    levels = torch.tensor(open_clip.OPENAI_DATASET_STD).reshape(3, 1, 1) * 255
+    difference = (ours.normalized(pixels[None])[0] - expected).abs() * levels
+    # What is stretched one way and shrunk the other shows in which order it is rounded.
+    stretched = mode == "squash" and size == (31, 500)
+    assert difference.max() < (5.01 if stretched else 1.01)
+    assert difference.mean() < (0.5 if stretched else 0.05)
+
+
+@pytest.mark.parametrize("name", ["tiny", "ViT-B-32", "coca_ViT-B-32"])
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_vectors_are_open_clip_s(name: str, precision: torch.dtype, encoder: Encoder) -> None:
+    weights = str(TINY / "tiny.safetensors") if name == "tiny" else None
+    torch.manual_seed(0)
+    model, _, transform = open_clip.create_model_and_transforms(
+        name, pretrained=weights, pretrained_text=False, pretrained_hf=False
+    )
+    plain = copy.deepcopy(model).eval()
+    texts = encoder.encode_texts(["a photo of a mug", "a photo of a shirt", "a photo of a lamp"])
+    pictures = [photograph(seed, size) for seed, size in enumerate(SIZES[:4])]
+
+    ours = Encoder(
+        model,
+        Preprocessing(transform),
+        encoder.tokenize,
+        name=name,
+        device=torch.device("cpu"),
+        precision=precision,
+    ).encode_images(pictures)
+
+    with torch.inference_mode():
+        images = torch.stack([transform(picture) for picture in pictures])
+        expected = normalize(plain.encode_image(images)).numpy()
+    assert (ours * expected).sum(axis=1).min() >= 0.999
+    if name == "tiny":
+        assert ((ours @ texts.T).argmax(axis=1) == (expected @ texts.T).argmax(axis=1)).all()
+    assert all(
+        torch.equal(*pair)
+        for pair in zip(model.state_dict().values(), plain.state_dict().values(), strict=True)
+    )
+
+
+# Sentences
+
+
+def test_sentences_are_encoded_once(encoder: Encoder, monkeypatch) -> None:
+    texts = ["a photo of a kettle", "a drawing of a kettle"]
+    first = encoder.encode_texts(texts)
+    monkeypatch.setattr(encoder, "tokenize", None)
+
+    assert (encoder.encode_texts(texts) == first).all()
+    with pytest.raises(ValueError, match="read-only"):
+        first[0] = 0
 
 
 def test_the_logit_scale_is_clip_s_own(encoder: Encoder) -> None:

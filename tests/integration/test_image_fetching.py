@@ -468,7 +468,9 @@ def test_many_pictures_come_in_order_with_errors_in_their_places(serve) -> None:
 
     url = serve(answer).url
     with fetcher_for(None) as fetcher:
-        outcomes = list(fetcher.fetch_all((f"{url}/{number}", None) for number in range(12)))
+        outcomes = list(
+            fetcher.fetch_all(((f"{url}/{number}", None) for number in range(12)), bytes, ahead=8)
+        )
     assert isinstance(outcomes[2], ImageError)
     assert [each for each in outcomes if isinstance(each, bytes)] == [
         f"/{number}".encode() for number in range(12) if number != 2
@@ -484,7 +486,7 @@ def test_many_pictures_are_fetched_at_the_same_time(serve) -> None:
 
     url = serve(answer).url
     with fetcher_for(None, connections=4) as fetcher:
-        assert list(fetcher.fetch_all([(url, None)] * 8)) == [PICTURE] * 8
+        assert list(fetcher.fetch_all([(url, None)] * 8, bytes, ahead=8)) == [PICTURE] * 8
 
 
 def test_few_pictures_are_held_however_many_are_wanted(serve) -> None:
@@ -498,7 +500,7 @@ def test_few_pictures_are_held_however_many_are_wanted(serve) -> None:
             yield f"{url}/{taken}", None
 
     with fetcher_for(None, connections=2) as fetcher:
-        outcomes = fetcher.fetch_all(wanted())
+        outcomes = fetcher.fetch_all(wanted(), bytes, ahead=4)
         for _ in range(10):
             assert next(outcomes) == PICTURE
         assert taken <= 10 + 4
@@ -514,7 +516,7 @@ def test_connections_are_used_again(serve) -> None:
 
     url = serve(answer).url
     with fetcher_for(None, connections=2) as fetcher:
-        list(fetcher.fetch_all([(url, None)] * 20))
+        list(fetcher.fetch_all([(url, None)] * 20, bytes, ahead=4))
     assert len(peers) <= 2
 
 

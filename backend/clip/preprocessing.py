@@ -1,0 +1,48 @@
+"""Pictures to what a CLIP sees of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torchvision.transforms import Compose, Normalize, Resize
+from torchvision.transforms.v2 import PILToTensor
+from torchvision.transforms.v2 import Resize as ResizeBytes
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+
+class Preprocessing:
+    """What open_clip does to a picture, to within one of 255 levels, in a fraction of the time.
+
+    Pillow's resizing takes longer than to decode a picture. Torch's does the same to bytes with
+    vector instructions. What waits for the encoder and is copied to its device are bytes too:
+    to normalise them is the device's work.
+    """
+
+    def __init__(self, transform: Compose) -> None:
+        """Take open_clip's own transform: steps on a picture, to a tensor, then normalising."""
+        *steps, _, normalize = transform.transforms
+        if not isinstance(normalize, Normalize):
+            raise TypeError(f"not open_clip's preprocessing: {transform}")
+        resize: Any = steps[0]
+        if isinstance(resize, Resize):
+            steps[:1] = [PILToTensor(), ResizeBytes(resize.size, resize.interpolation)]
+        else:
+            steps.append(PILToTensor())
+        self._pixels = Compose(steps)
+        self._normalize = normalize
+
+    def __repr__(self) -> str:
+        return f"{self._pixels} {self._normalize}"
+
+    def __call__(self, image: Image) -> Tensor:
+        """Return the pixels [3, H, W] uint8 that CLIP sees of an RGB picture."""
+        pixels: Tensor = self._pixels(image)
+        return pixels
+
+    def normalized(self, pixels: Tensor) -> Tensor:
+        """Return what the model takes [N, 3, H, W] float32, of pixels [N, 3, H, W] uint8."""
+        normalized: Tensor = self._normalize(pixels.float().div_(255))
+        return normalized
