@@ -266,13 +266,22 @@ class Connection:
         report(f"removed the {what.replace('ml_backend', 'ML backend').replace('_', ' ')}")
 
     def _remove_predictions(self, report: Callable[[str], None]) -> None:
-        present = self._client.predictions(self._project_id)
-        ours = [prediction for prediction in present if is_ours(prediction.model_version)]
+        counts = self._client.prediction_counts(self._project_id)
+        total = sum(count for version, count in counts.items() if is_ours(version))
+        removed = 0
         with Progress(console=Console(stderr=True)) as bar:
-            shown = bar.add_task("removing predictions", total=len(ours))
-            for count in remove_predictions(self._client, self._project_id, ours, present):
-                bar.advance(shown, count)
-        report(f"removed {len(ours)} predictions")
+            shown = bar.add_task("removing predictions", total=total)
+            for page in self._client.predictions(self._project_id):
+                ours = {
+                    item.id
+                    for predictions in page.values()
+                    for item in predictions
+                    if is_ours(item.model_version)
+                }
+                for count in remove_predictions(self._client, self._project_id, page, ours):
+                    bar.advance(shown, count)
+                    removed += count
+        report(f"removed {removed} predictions")
 
     def _undo_webhook(self, report: Callable[[str], None]) -> None:
         webhook = self._record.get("webhook")

@@ -2,82 +2,99 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from itertools import chain, zip_longest
 
+import numpy as np
+from numpy.typing import NDArray
+
 from backend.labelstudio.config import LabelingConfig
-from backend.prediction import Prediction, Predictor, score_of
-from backend.store.tasks import Task
+from backend.prediction import Predictor
+from backend.store.tasks import Tasks
 from backend.store.versions import Version
 
 # What the first tasks of the queue are picked from: half of them the most uncertain ones, half a
 # sample that shows what the pool is like. It bounds time and memory for pools of any size.
 CANDIDATES = 5000
 
+# Annotated tasks that tell a query strategy what is known already.
+LABELLED = 2000
 
-def in_order(
-    predictor: Predictor,
-    predictions: Sequence[Prediction],
-    tasks: Mapping[int, Task],
-    labelled: Sequence[Task],
-    config: LabelingConfig,
-    version: Version,
-) -> list[Prediction]:
-    """Return the predictions of all open tasks, those to be asked about first at the front.
+
+@dataclass(frozen=True)
+class Queue:
+    """Open tasks in the order in which they are to be asked about.
+
+    Attributes
+    ----------
+    ids : NDArray[N] int64
+    uncertainties : NDArray[N] float32
+        In [0, 1], falling.
+
+    """
+
+    ids: NDArray[np.int64]
+    uncertainties: NDArray[np.float32]
+
+
+def in_order(predictor: Predictor, tasks: Tasks, config: LabelingConfig, version: Version) -> Queue:
+    """Return a project's open tasks that are embedded, those to be asked about first in front.
 
     A strategy that picks deals the uncertainties out anew, so that the scores say the same order.
-
-    Parameters
-    ----------
-    predictor : Predictor
-    predictions : sequence of Prediction
-        Of all open tasks.
-    tasks : mapping of task id to Task
-        At least the predicted ones.
-    labelled : sequence of Task
-        Annotated tasks, or a sample of them.
-    config : LabelingConfig
-    version : Version
-        That the predictions are of.
-
+    The tasks are read in chunks, so that projects of any size can be put in order.
     """
     import torch
 
     from backend.learning.strategies import STRATEGIES, Pool, put_first
 
-    ordered = sorted(predictions, key=lambda prediction: -prediction.uncertainty)
+    ids, uncertainties = _uncertainties(predictor, tasks, config, version)
+    order = np.argsort(-uncertainties, kind="stable")
+    ids, uncertainties = ids[order], uncertainties[order]
     strategy = STRATEGIES[version.query_strategy]
-    if strategy.pick is None or not ordered:
-        return ordered
-    places = {prediction.task_id: place for place, prediction in enumerate(ordered)}
-    candidates = [tasks[item.task_id] for item in _candidates(ordered) if item.task_id is not None]
-    uncertainties = torch.tensor([prediction.uncertainty for prediction in ordered])
+    if strategy.pick is None or not len(ids):
+        return Queue(ids, uncertainties)
+    in_front = _candidates(len(ids))
+    places = dict(zip(ids[in_front].tolist(), in_front.tolist(), strict=True))
+    candidates = tasks.named(version.project_id, list(places))
+    labelled = tasks.some(version.project_id, LABELLED, is_open=False)
     picked: list[list[int]] = []
     for control in config.controls:
-        ids, vectors = predictor.vectors_of(candidates, control, fetch=False)
+        of_control, vectors = predictor.vectors_of(candidates, control, fetch=False)
         _, known = predictor.vectors_of(labelled, control, fetch=False)
-        of_candidates = torch.tensor([places[task_id] for task_id in ids])
+        of_candidates = np.array([places[task_id] for task_id in of_control], np.int64)
         pool = Pool(
             vectors,
             version.heads[control.name].head,
             known if len(known) else vectors[:0],
-            [f"{task_id}:{version.name}" for task_id in ids],
+            [f"{task_id}:{version.name}" for task_id in of_control],
         )
-        picks = strategy.pick(pool, uncertainties[of_candidates])
-        picked.append(of_candidates[picks].tolist())
+        picks = strategy.pick(pool, torch.from_numpy(uncertainties[of_candidates]))
+        picked.append(of_candidates[picks.numpy()].tolist())
     # Each control has its turn.
     in_turn = (place for place in chain(*zip_longest(*picked)) if place is not None)
-    dealt = put_first(uncertainties, torch.tensor(list(dict.fromkeys(in_turn))))
-    rescored = [
-        replace(prediction, uncertainty=uncertainty, score=score_of(uncertainty, version))
-        for prediction, uncertainty in zip(ordered, dealt.tolist(), strict=True)
-    ]
-    return sorted(rescored, key=lambda prediction: -prediction.uncertainty)
+    dealt = put_first(
+        torch.from_numpy(uncertainties), torch.tensor(list(dict.fromkeys(in_turn)))
+    ).numpy()
+    order = np.argsort(-dealt, kind="stable")
+    return Queue(ids[order], dealt[order])
 
 
-def _candidates(ordered: Sequence[Prediction]) -> Sequence[Prediction]:
-    if len(ordered) <= CANDIDATES:
-        return ordered
-    uncertain, rest = ordered[: CANDIDATES // 2], ordered[CANDIDATES // 2 :]
-    return [*uncertain, *rest[:: -(-len(rest) // (CANDIDATES // 2))]]
+def _uncertainties(
+    predictor: Predictor, tasks: Tasks, config: LabelingConfig, version: Version
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    ids: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
+    uncertainties: list[NDArray[np.float32]] = [np.empty(0, np.float32)]
+    for page in tasks.open(version.project_id):
+        of_page, of_tasks = predictor.uncertainties(page, config, version)
+        ids.append(np.array(of_page, np.int64))
+        uncertainties.append(of_tasks.numpy())
+    return np.concatenate(ids), np.concatenate(uncertainties)
+
+
+def _candidates(count: int) -> NDArray[np.int64]:
+    """Return places of a queue, which is not picked from yet."""
+    places = np.arange(count)
+    if count <= CANDIDATES:
+        return places
+    uncertain, rest = places[: CANDIDATES // 2], places[CANDIDATES // 2 :]
+    return np.concatenate([uncertain, rest[:: -(-len(rest) // (CANDIDATES // 2))]])

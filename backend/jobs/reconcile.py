@@ -44,7 +44,7 @@ def reconcile(services: Services, claim: Claim) -> None:
     counts = services.label_studio.prediction_counts(project_id)
     if project.model_version is not None:
         recorded = len(store.tasks.predicted(project_id, project.model_version))
-        if is_wanted(counts, project.model_version, recorded, progress):
+        if is_wanted(services, project, counts):
             wanted.add(Kind.SWEEP)
         if recorded and remote.model_version != project.model_version:
             wanted.add(Kind.REFRESH)

@@ -3,42 +3,38 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Mapping
+
+import numpy as np
 
 from backend.errors import LabelStudioError
 from backend.jobs.embed import mirror
 from backend.jobs.services import Services
 from backend.jobs.sweep import is_wanted
 from backend.labelstudio.config import LabelingConfig, parse_labeling_config
-from backend.labelstudio.removal import delete_prediction
 from backend.ordering import in_order
-from backend.prediction import Prediction, fits
+from backend.prediction import Prediction, fits, score_of
 from backend.store.requests import Claim, Kind, Request
-from backend.store.tasks import StoredTask
-from backend.store.versions import Version, is_ours
+from backend.store.versions import Version
 
 log = logging.getLogger(__name__)
 
-# Predictions in one request: while they are added, nobody is kept waiting; while they are replaced,
-# Label Studio on SQLite keeps others out for a second.
-ADDED_AT_ONCE = 500
-REPLACED_AT_ONCE = 100
+# The least certain tasks are imported first and alone, so that annotators are served them within a
+# second; the others in requests of so many, while which nobody is kept waiting.
+FIRST = 200
+AT_ONCE = 500
 
 # The head of the queue is what annotators are served, and what their pages may show hours later:
-# a page keeps its task until it is submitted. Of these, so many are taken care of.
+# a page keeps its task until it is submitted.
 HEAD = 10
 SHOWN_FOR = 12 * 3600.0
-SHOWN = 30
-
-# Annotated tasks that tell a query strategy what is known already.
-LABELLED = 2000
 
 # A sweep lists all predictions: not after each of many versions in a row, in seconds.
 SWEEP_DELAY = 2.0
 
 
 def refresh(services: Services, claim: Claim) -> None:
-    """Make Label Studio hold the active version's prediction of every open task, and no other.
+    """Make Label Studio hold the active version's prediction of every open task.
 
     Starts over with a version that is published meanwhile.
     """
@@ -71,20 +67,14 @@ def refresh(services: Services, claim: Claim) -> None:
 def _push(services: Services, claim: Claim, version: Version, config: LabelingConfig) -> bool:
     """Bring Label Studio to a version; False where it is no longer the active one."""
     store, project_id = services.store, version.project_id
-    pending = store.tasks.open_without(project_id, version.name)
-    wanting = {task.id: task.model_version for page in pending for task in page}
-    if not wanting:
+    pending = store.tasks.pending(project_id, version.name)
+    if not pending:
         return True
-    predictions = [
-        prediction
-        for prediction in _of_all_open(services, version, config)
-        if prediction.task_id in wanting
-    ]
-    replaces = any(wanting.values())
-    head = [item.task_id for item in predictions[:HEAD] if item.task_id is not None]
-    in_place = store.tasks.shown(project_id, SHOWN) | set(head)
+    queue = in_order(services.predictor, store.tasks, config, version)
+    wanting = np.isin(queue.ids, np.fromiter(pending, np.int64, len(pending)))
+    ids, uncertainties = queue.ids[wanting], queue.uncertainties[wanting]
     pushed = 0
-    for chunk in _chunks(predictions, replaces=replaces):
+    for part in _parts(len(ids)):
         project = store.projects.get(project_id)
         if (
             claim.lost.is_set()
@@ -93,106 +83,68 @@ def _push(services: Services, claim: Claim, version: Version, config: LabelingCo
             or project.model_version != version.name
         ):
             return False
-        if pushed > HEAD and _should_make_way(services, claim):
+        if pushed and _should_make_way(services, claim):
             break
-        _replace(services, version, chunk, in_place)
+        scores = {
+            task_id: score_of(uncertainty, version)
+            for task_id, uncertainty in zip(
+                ids[part].tolist(), uncertainties[part].tolist(), strict=True
+            )
+        }
+        _import(services, version, config, scores)
         if not pushed:
             _switch(services, version)
-            store.tasks.mark_shown(project_id, head, SHOWN_FOR)
-        pushed += len(chunk)
-    if predictions:
+            store.tasks.mark_shown(project_id, ids[:HEAD].tolist(), SHOWN_FOR)
+        pushed += len(scores)
+    if len(ids):
         log.info(
             "refreshed project=%d version=%s predictions=%d of=%d",
             project_id,
             version.name,
             pushed,
-            len(predictions),
+            len(ids),
         )
     return True
 
 
-def _of_all_open(services: Services, version: Version, config: LabelingConfig) -> list[Prediction]:
-    """Return the predictions of all open tasks in the queue's order."""
-    store, predictor = services.store, services.predictor
-    tasks: dict[int, StoredTask] = {}
-    predictions: list[Prediction] = []
-    for page in store.tasks.open(version.project_id):
-        tasks |= {task.id: task for task in page}
-        predictions += [
-            prediction
-            for prediction in predictor.predict(page, config, version, fetch=False)
-            if isinstance(prediction, Prediction)
-        ]
-    labelled = store.tasks.some(version.project_id, LABELLED, is_open=False)
-    return in_order(predictor, predictions, tasks, labelled, config, version)
-
-
-def _replace(
-    services: Services, version: Version, chunk: Sequence[Prediction], in_place: Collection[int]
+def _import(
+    services: Services, version: Version, config: LabelingConfig, scores: Mapping[int, float]
 ) -> None:
-    """Leave one prediction of ours, the version's, on each task of a chunk.
+    """Add a version's predictions of some tasks, by the scores that their places give them.
 
-    An annotator's page sends the id of the prediction that it shows with the annotation, and Label
-    Studio refuses the annotation (400) if that prediction is gone. So the predictions that may be
-    on a screen are changed in place, at a tenth of a second each; the others are removed together
-    and imported anew, at a hundredth.
+    What they supersede stays for now: annotators' pages may show it, and Label Studio refuses an
+    annotation (400) that was made from a prediction that is gone. A sweep removes it.
     """
-    client, project_id = services.label_studio, version.project_id
-    wanted = {
-        prediction.task_id: _fields(prediction)
-        for prediction in chunk
-        if prediction.task_id is not None
+    store, project_id = services.store, version.project_id
+    tasks = store.tasks.named(project_id, list(scores))
+    outcomes = services.predictor.predict(tasks, config, version, fetch=False)
+    predictions = {
+        task.id: outcome
+        for task, outcome in zip(tasks, outcomes, strict=True)
+        if isinstance(outcome, Prediction)
     }
-    held = client.predictions_of(project_id, wanted)
-    additions, emptied = [], []
-    for task_id in wanted:
-        if task_id not in held:
-            continue
-        predictions = held[task_id]
-        ours = [item for item in predictions if is_ours(item.model_version)]
-        current = [item for item in ours if item.model_version == version.name]
-        if not ours:
-            additions.append(task_id)
-        elif len(ours) == 1 and current:
-            # An import whose answer was lost.
-            continue
-        elif task_id in in_place or len(ours) < len(predictions):
-            # The oldest has been on screens for the longest.
-            kept = ours[0]
-            if kept not in current:
-                client.update_prediction(kept.id, wanted[task_id])
-            for item in ours:
-                if item is not kept:
-                    delete_prediction(client, item.id)
-        else:
-            emptied.append(task_id)
-    if emptied:
-        client.delete_predictions_of(project_id, emptied)
-    if additions or emptied:
-        client.import_predictions(
-            project_id,
-            [{"task": task_id, **wanted[task_id]} for task_id in (*additions, *emptied)],
-        )
-    services.store.tasks.mark_predicted(project_id, held.keys(), version.name)
-    services.store.tasks.remove(project_id, wanted.keys() - held.keys())
+    if not predictions:
+        return
+    services.label_studio.import_predictions(
+        project_id,
+        [
+            {
+                "task": task_id,
+                "result": prediction.result,
+                "score": scores[task_id],
+                "model_version": prediction.model_version,
+            }
+            for task_id, prediction in predictions.items()
+        ],
+    )
+    store.tasks.mark_predicted(project_id, predictions.keys(), version.name)
 
 
-def _chunks(predictions: Sequence[Prediction], *, replaces: bool) -> Iterator[Sequence[Prediction]]:
-    size = REPLACED_AT_ONCE if replaces else ADDED_AT_ONCE
-    # Until the switch the queue is short of what has been replaced: so the head goes first, alone.
-    start = HEAD if replaces else 0
-    if predictions[:start]:
-        yield predictions[:start]
-    for first in range(start, len(predictions), size):
-        yield predictions[first : first + size]
-
-
-def _fields(prediction: Prediction) -> dict[str, object]:
-    return {
-        "result": prediction.result,
-        "score": prediction.score,
-        "model_version": prediction.model_version,
-    }
+def _parts(count: int) -> Iterator[slice]:
+    if count:
+        yield slice(0, FIRST)
+    for start in range(FIRST, count, AT_ONCE):
+        yield slice(start, start + AT_ONCE)
 
 
 def _should_make_way(services: Services, claim: Claim) -> bool:
@@ -221,7 +173,6 @@ def _settle(services: Services, version: Version) -> None:
     counts = services.label_studio.prediction_counts(project_id)
     if counts.get(version.name):
         _switch(services, version)
-    recorded = len(store.tasks.predicted(project_id, version.name))
-    progress = store.tasks.progress(project_id, version.name)
-    if is_wanted(counts, version.name, recorded, progress):
+    project = store.projects.get(project_id)
+    if project is not None and is_wanted(services, project, counts):
         store.requests.add(Request(project_id, Kind.SWEEP), delay=SWEEP_DELAY)

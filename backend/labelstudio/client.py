@@ -61,11 +61,13 @@ class RemoteTask:
 
 @dataclass(frozen=True)
 class RemotePrediction:
-    """Who predicted what task."""
+    """A prediction as Label Studio keeps it."""
 
     id: int
     task: int
     model_version: str
+    result: list[Any]
+    score: float | None
 
 
 class LabelStudio:
@@ -195,35 +197,35 @@ class LabelStudio:
         body = self._get(f"/api/projects/{project_id}/model-versions")
         return {str(version): int(count) for version, count in body.items()}
 
-    def predictions(self, project_id: int) -> list[RemotePrediction]:
-        """Return all predictions of a project, without their results."""
-        return [
-            _prediction(item, item["task"])
-            for item in self._get("/api/predictions", project=project_id)
-        ]
-
-    def predictions_of(
-        self, project_id: int, task_ids: Collection[int]
-    ) -> dict[int, list[RemotePrediction]]:
-        """Return the predictions of each task that still exists, oldest first."""
-        return {
-            task["id"]: sorted(
-                (_prediction(item, task["id"]) for item in task["predictions"]),
-                key=lambda prediction: prediction.id,
-            )
-            for task in self._selected(project_id, task_ids, "predictions")
-        }
+    def predictions(self, project_id: int) -> Iterator[dict[int, list[RemotePrediction]]]:
+        """Yield the predictions of all tasks by task, oldest first, in pages."""
+        query: dict[str, str | int] = {"fields": "all", "include": "id,predictions"}
+        for page in self._pages(query | {"project": project_id, "page_size": PAGE}):
+            yield {
+                task["id"]: sorted(
+                    (_prediction(item, task["id"]) for item in task["predictions"]),
+                    key=lambda prediction: prediction.id,
+                )
+                for task in page
+            }
 
     def annotation_ids(self, project_id: int, task_ids: Collection[int]) -> dict[int, list[int]]:
         """Return the ids of the annotations of each task that still exists."""
-        return {
-            task["id"]: sorted(annotation["id"] for annotation in task["annotations"])
-            for task in self._selected(project_id, task_ids, "annotations")
-        }
-
-    def update_prediction(self, prediction_id: int, values: Mapping[str, object]) -> None:
-        """Set fields of a prediction in place."""
-        self._call("PATCH", f"/api/predictions/{prediction_id}/", json=dict(values))
+        found = {}
+        ids = sorted(task_ids)
+        for start in range(0, len(ids), SELECTED):
+            selected = {"all": False, "included": ids[start : start + SELECTED]}
+            body = self._get(
+                "/api/tasks",
+                project=project_id,
+                page_size=SELECTED,
+                fields="all",
+                include="id,annotations",
+                query=json.dumps({"selectedItems": selected}, separators=(",", ":")),
+            )
+            for task in body["tasks"]:
+                found[task["id"]] = sorted(annotation["id"] for annotation in task["annotations"])
+        return found
 
     def delete_predictions_of(self, project_id: int, task_ids: Collection[int]) -> None:
         """Remove all predictions of some tasks, whoever made them."""
@@ -293,23 +295,11 @@ class LabelStudio:
         """Remove a view from the Data Manager."""
         self._call("DELETE", f"/api/dm/views/{view_id}")
 
-    def _selected(
-        self, project_id: int, task_ids: Collection[int], field: str
-    ) -> Iterator[dict[str, Any]]:
-        ids = sorted(task_ids)
-        for start in range(0, len(ids), SELECTED):
-            selected = {"all": False, "included": ids[start : start + SELECTED]}
-            body = self._get(
-                "/api/tasks",
-                project=project_id,
-                page_size=SELECTED,
-                fields="all",
-                include=f"id,{field}",
-                query=json.dumps({"selectedItems": selected}, separators=(",", ":")),
-            )
-            yield from body["tasks"]
-
     def _task_pages(self, query: Mapping[str, str | int]) -> Iterator[list[RemoteTask]]:
+        for page in self._pages(query):
+            yield [_task(item) for item in page]
+
+    def _pages(self, query: Mapping[str, str | int]) -> Iterator[list[dict[str, Any]]]:
         page, seen = 1, 0
         while True:
             try:
@@ -319,7 +309,7 @@ class LabelStudio:
                 if page > 1 and error.label_studio_status == 404:
                     return
                 raise
-            tasks = [_task(item) for item in body["tasks"]]
+            tasks = list(body["tasks"])
             if tasks:
                 yield tasks
             seen += len(tasks)
@@ -413,7 +403,9 @@ def _task(item: Mapping[str, Any]) -> RemoteTask:
 
 
 def _prediction(item: Mapping[str, Any], task_id: int) -> RemotePrediction:
-    return RemotePrediction(item["id"], task_id, item["model_version"] or "")
+    return RemotePrediction(
+        item["id"], task_id, item["model_version"] or "", item["result"], item["score"]
+    )
 
 
 def _detail(response: httpx.Response) -> str:

@@ -7,51 +7,74 @@ fails with "database is locked"). One request a prediction takes a tenth of a se
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from backend.errors import LabelStudioError
 from backend.labelstudio.client import LabelStudio, RemotePrediction
 
-# About a second of Label Studio's time.
+# Predictions of one request: about a second of Label Studio's time.
 PORTION = 100
 
 
 def remove_predictions(
     client: LabelStudio,
     project_id: int,
-    surplus: Iterable[RemotePrediction],
-    present: Iterable[RemotePrediction],
+    present: Mapping[int, Sequence[RemotePrediction]],
+    surplus: Collection[int],
+    *,
+    movable: Collection[int] = (),
 ) -> Iterator[int]:
-    """Remove `surplus` of all that are `present`; yield how many after each request.
+    """Remove the predictions `surplus`, by id, of all that are `present`, by task.
 
-    Tasks that lose all their predictions are done together, others one prediction at a time.
+    Yields how many after each request. Of a task that keeps some, they can only be removed one
+    by one, unless what it keeps is `movable`: then all goes and that is imported anew, in a tenth
+    of the time. Between the two the task has no prediction for a moment.
     """
-    doomed = {prediction.id: prediction for prediction in surplus}
-    by_task: dict[int, list[RemotePrediction]] = defaultdict(list)
-    for prediction in present:
-        by_task[prediction.task].append(prediction)
-    emptied = [
-        task_id
-        for task_id, predictions in by_task.items()
-        if all(prediction.id in doomed for prediction in predictions)
-    ]
-    for start in range(0, len(emptied), PORTION):
-        portion = emptied[start : start + PORTION]
-        client.delete_predictions_of(project_id, portion)
-        yield sum(len(by_task[task_id]) for task_id in portion)
-    singles = set(doomed) - {
-        prediction.id for task_id in emptied for prediction in by_task[task_id]
-    }
-    for prediction_id in sorted(singles):
-        delete_prediction(client, prediction_id)
+    portion: dict[int, Sequence[RemotePrediction]] = {}
+    singles: list[int] = []
+    for task_id, predictions in present.items():
+        gone = [item.id for item in predictions if item.id in surplus]
+        if len(gone) + sum(item.id in movable for item in predictions) < len(predictions):
+            singles += gone
+        elif gone:
+            portion[task_id] = predictions
+            if sum(map(len, portion.values())) >= PORTION:
+                yield _remove_together(client, project_id, portion, surplus)
+                portion = {}
+    if portion:
+        yield _remove_together(client, project_id, portion, surplus)
+    for prediction_id in singles:
+        _remove_one(client, prediction_id)
         yield 1
 
 
-def delete_prediction(client: LabelStudio, prediction_id: int) -> None:
-    """Remove one prediction, unless somebody else has done so."""
+def _remove_together(
+    client: LabelStudio,
+    project_id: int,
+    portion: Mapping[int, Sequence[RemotePrediction]],
+    surplus: Collection[int],
+) -> int:
+    client.delete_predictions_of(project_id, portion.keys())
+    moved = [
+        {
+            "task": item.task,
+            "result": item.result,
+            "score": item.score,
+            "model_version": item.model_version,
+        }
+        for predictions in portion.values()
+        for item in predictions
+        if item.id not in surplus
+    ]
+    if moved:
+        client.import_predictions(project_id, moved)
+    return sum(map(len, portion.values())) - len(moved)
+
+
+def _remove_one(client: LabelStudio, prediction_id: int) -> None:
     try:
         client.delete_prediction(prediction_id)
     except LabelStudioError as error:
+        # Somebody else has removed it.
         if error.label_studio_status != 404:
             raise

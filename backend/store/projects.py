@@ -15,7 +15,8 @@ class Project:
     """What is known of one of Label Studio's projects.
 
     `model_version` is the active version; `connection` what `connect` changed in Label Studio;
-    `watermark` Label Studio's counters when the labels were last read.
+    `watermark` Label Studio's counters when the labels were last read; `surplus` how many
+    predictions more than one of a task the last sweep left, by version.
     """
 
     id: int
@@ -27,6 +28,7 @@ class Project:
     webhook_digest: str | None = None
     webhook_at: float | None = None
     watermark: list[Any] | None = None
+    surplus: dict[str, int] = field(default_factory=dict)
 
 
 class Projects:
@@ -67,6 +69,7 @@ class Projects:
                 "label_config": label_config or "",
                 "extra_params": extra_params or {},
                 "connected": True,
+                "surplus": {},
             }
             with self._database.write() as connection:
                 connection.execute(self._database.insert(projects).on_conflict_do_nothing(), [row])

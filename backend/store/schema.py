@@ -49,6 +49,8 @@ projects = sa.Table(
     sa.Column("webhook_at", sa.Float),
     # Label Studio's counters when the labels were last read.
     sa.Column("watermark", sa.JSON),
+    # Predictions, more than one of a task, that the last sweep left in Label Studio, by version.
+    sa.Column("surplus", sa.JSON, nullable=False),
 )
 
 tasks = sa.Table(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import heapq
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -113,8 +114,16 @@ class Tasks:
         yield from self._pages(
             project_id,
             tasks.c.open.is_(True),
-            sa.or_(tasks.c.model_version.is_(None), tasks.c.model_version != model_version),
+            _lacks(model_version),
         )
+
+    def pending(self, project_id: int, model_version: str) -> set[int]:
+        """Return the ids of the open tasks that do not carry that version's prediction."""
+        query = sa.select(tasks.c.id).where(
+            tasks.c.project_id == project_id, tasks.c.open.is_(True), _lacks(model_version)
+        )
+        with self._database.read() as connection:
+            return set(connection.scalars(query))
 
     def open(self, project_id: int) -> Iterator[list[StoredTask]]:
         """Yield all open tasks of a project, in chunks."""
@@ -129,13 +138,18 @@ class Tasks:
         condition = sa.true() if is_open is None else tasks.c.open.is_(is_open)
         query = sa.select(tasks.c.id).where(tasks.c.project_id == project_id, condition)
         with self._database.read() as connection:
-            ids = sorted(connection.scalars(query), key=_scattered)[:count]
-        return [
-            task
+            ids = heapq.nsmallest(count, connection.scalars(query), key=_scattered)
+        return self.named(project_id, ids)
+
+    def named(self, project_id: int, ids: Sequence[int]) -> list[StoredTask]:
+        """Return the tasks of these ids that are there, in the order of `ids`."""
+        found = {
+            task.id: task
             for chunk in _chunks(ids)
             for page in self._pages(project_id, tasks.c.id.in_(chunk))
             for task in page
-        ]
+        }
+        return [found[task_id] for task_id in ids if task_id in found]
 
     def in_range(self, project_id: int, first: int, last: int) -> list[StoredTask]:
         """Return the tasks with first ≤ id < last."""
@@ -248,6 +262,10 @@ class Tasks:
 def _scattered(task_id: int) -> int:
     # Knuth's multiplicative hash: tasks that were imported together lie far apart.
     return task_id * 2654435761 % 2**32
+
+
+def _lacks(model_version: str) -> sa.ColumnElement[bool]:
+    return sa.or_(tasks.c.model_version.is_(None), tasks.c.model_version != model_version)
 
 
 def _chunks(ids: Collection[int]) -> Iterator[list[int]]:

@@ -47,8 +47,9 @@ def test_the_annotator_is_shown_the_least_certain_task_with_its_prediction_selec
     backend.connect(images)
     assert_settled(backend, images)
     _train_when_asked(backend, images)
-    certain_last = sorted(images.predictions(), key=lambda prediction: prediction.score)
-    first, second = certain_last[:2]
+    version = images.model_version()
+    current = [each for each in images.predictions() if each.model_version == version]
+    first, second = sorted(current, key=lambda prediction: prediction.score)[:2]
 
     page.goto(f"{label_studio.url}/projects/{images.id}/data?labeling=1", wait_until="commit")
 

@@ -87,6 +87,12 @@ def services(make_services: MakeServices, store: Store) -> Services:
     return make_services()
 
 
+@pytest.fixture
+def nothing_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have no task spared because an annotator's page may show it."""
+    monkeypatch.setattr(refresh_module, "HEAD", 0)
+
+
 def do(store: Store, kind: Kind, part: int = 0) -> None:
     """Have one request done now, and nothing that it asks for."""
     request = Request(PROJECT, kind, part)
@@ -471,7 +477,8 @@ def test_the_most_uncertain_are_pushed_first_and_in_chunks(
     monkeypatch: pytest.MonkeyPatch,
     score: str,
 ) -> None:
-    monkeypatch.setattr(refresh_module, "ADDED_AT_ONCE", 4)
+    monkeypatch.setattr(refresh_module, "FIRST", 4)
+    monkeypatch.setattr(refresh_module, "AT_ONCE", 4)
     store.projects.set_up(PROJECT, label_config=CONFIG)
     make_services(score=score)
     label_studio.add_tasks(*shades(10))
@@ -562,7 +569,7 @@ def test_what_is_pushed_after_a_pause_goes_behind_the_head_of_the_queue(
 
 
 def test_a_new_version_replaces_our_predictions_and_leaves_others_alone(
-    services: Services, store: Store, label_studio: FakeLabelStudio
+    services: Services, store: Store, label_studio: FakeLabelStudio, nothing_shown: None
 ) -> None:
     first, second, third = label_studio.add_tasks(*shades(3))
     label_studio.predict(first, "somebody-elses-model")
@@ -583,7 +590,7 @@ def test_a_new_version_replaces_our_predictions_and_leaves_others_alone(
     assert label_studio.project["model_version"] == new.name
 
 
-def test_what_a_page_may_show_is_changed_in_place_so_that_its_annotation_is_taken(
+def test_what_a_page_may_show_stays_so_that_its_annotation_is_taken(
     services: Services,
     store: Store,
     label_studio: FakeLabelStudio,
@@ -595,42 +602,60 @@ def test_what_a_page_may_show_is_changed_in_place_so_that_its_annotation_is_take
     before = {item["task"]: key for key, item in label_studio.predictions.items()}
     shown = sorted(ids, key=lambda task: label_studio.predictions[before[task]]["score"])[:2]
 
-    store.versions.publish(replace(old, fingerprint="f" * 64))
+    new = store.versions.publish(replace(old, fingerprint="f" * 64))
     store.requests.add(Request(PROJECT, Kind.REFRESH))
     do_all(store)
 
-    after = {item["task"]: key for key, item in label_studio.predictions.items()}
+    assert label_studio.predicted(new.name) == dict.fromkeys(ids, 1)
+    assert label_studio.predicted(old.name) == dict.fromkeys(shown, 1)
+    assert all(before[task] in label_studio.predictions for task in shown)
+    do(store, Kind.RECONCILE)
+    assert waiting(store) == {Kind.RECONCILE}
+
+    label_studio.annotate(shown[0], "red")
+    store.requests.add(Request(PROJECT, Kind.TRAIN))
+    do_all(store)
+
+    assert not label_studio.predicted()[shown[0]]
+
+
+def test_of_two_of_one_version_one_stays(
+    services: Services, store: Store, label_studio: FakeLabelStudio, nothing_shown: None
+) -> None:
+    first, *_ = ids = label_studio.add_tasks(*shades(3))
+    version = predicted_and_settled(store)
+    label_studio.predict(first, version.name)
+
+    do(store, Kind.RECONCILE)
+    do_all(store)
+
     assert label_studio.predicted() == dict.fromkeys(ids, 1)
-    assert label_studio.predicted(active(store).name) == dict.fromkeys(ids, 1)
-    assert {task for task in ids if after[task] == before[task]} == set(shown)
+    assert all(item["result"] for item in label_studio.predictions.values())
 
 
-def test_of_two_of_ours_the_one_that_was_shown_longest_stays(
+def test_two_of_one_version_that_a_page_may_show_stay_without_end(
     services: Services, store: Store, label_studio: FakeLabelStudio
 ) -> None:
     first, *_ = label_studio.add_tasks(*shades(3))
-    old = predicted_and_settled(store)
-    [oldest] = [key for key, item in label_studio.predictions.items() if item["task"] == first]
-    new = store.versions.publish(replace(old, fingerprint="f" * 64))
-    label_studio.predict(first, new.name)
+    version = predicted_and_settled(store)
+    label_studio.predict(first, version.name)
+    do(store, Kind.SWEEP)
 
-    store.requests.add(Request(PROJECT, Kind.REFRESH))
-    do_all(store)
+    do(store, Kind.RECONCILE)
 
-    left = {key: item for key, item in label_studio.predictions.items() if item["task"] == first}
-    assert list(left) == [oldest]
-    assert left[oldest]["model_version"] == new.name
+    assert label_studio.predicted()[first] == 2
+    assert waiting(store) == {Kind.RECONCILE}
 
 
-def test_the_queue_follows_as_soon_as_its_head_is_replaced(
+def test_the_queue_follows_as_soon_as_its_head_is_there(
     services: Services,
     store: Store,
     label_studio: FakeLabelStudio,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(refresh_module, "HEAD", 2)
     ids = label_studio.add_tasks(*shades(6))
     old = predicted_and_settled(store)
+    monkeypatch.setattr(refresh_module, "FIRST", 2)
     scores = {item["task"]: item["score"] for item in label_studio.predictions.values()}
     head = sorted(ids, key=scores.__getitem__)[:2]
     new = store.versions.publish(replace(old, fingerprint="f" * 64))
@@ -646,8 +671,7 @@ def test_the_queue_follows_as_soon_as_its_head_is_replaced(
     store.requests.add(Request(PROJECT, Kind.REFRESH))
     do_all(store)
 
-    rest = dict.fromkeys(sorted(set(ids) - set(head)), 1)
-    assert at_the_switch == [(rest, dict.fromkeys(head, 1))]
+    assert at_the_switch == [(dict.fromkeys(ids, 1), dict.fromkeys(head, 1))]
 
 
 def test_a_refresh_of_what_is_already_there_pushes_nothing(
@@ -665,12 +689,13 @@ def test_a_refresh_of_what_is_already_there_pushes_nothing(
 
 
 def test_predictions_that_label_studio_asked_for_meanwhile_are_no_duplicates_in_the_end(
-    services: Services, store: Store, label_studio: FakeLabelStudio
+    services: Services, store: Store, label_studio: FakeLabelStudio, nothing_shown: None
 ) -> None:
     ids = label_studio.add_tasks(*shades(4))
 
     def ask_for_two_meanwhile(method: str, path: str) -> None:
         if path.endswith("/import/predictions"):
+            label_studio.before = lambda method, path: None
             for task_id in ids[:2]:
                 label_studio.predict(task_id, active(store).name)
 
@@ -742,8 +767,8 @@ def test_a_version_published_between_two_chunks_takes_over(
     label_studio: FakeLabelStudio,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(refresh_module, "ADDED_AT_ONCE", 2)
-    monkeypatch.setattr(refresh_module, "REPLACED_AT_ONCE", 2)
+    monkeypatch.setattr(refresh_module, "FIRST", 2)
+    monkeypatch.setattr(refresh_module, "AT_ONCE", 2)
     monkeypatch.setattr(refresh_module, "HEAD", 0)
     ids = label_studio.add_tasks(*shades(8))
     do(store, Kind.TRAIN)
@@ -761,7 +786,8 @@ def test_a_version_published_between_two_chunks_takes_over(
 
     new = active(store)
     names = [chunk[0]["model_version"] for chunk in label_studio.imports]
-    assert names == [old.name] + [new.name] * 4
+    # The last one is what the sweep imports anew.
+    assert names == [old.name] + [new.name] * 5
     assert label_studio.predicted() == dict.fromkeys(ids, 1)
     assert label_studio.predicted(new.name) == dict.fromkeys(ids, 1)
 
@@ -772,7 +798,7 @@ def test_a_project_disconnected_between_two_chunks_gets_no_more(
     label_studio: FakeLabelStudio,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(refresh_module, "ADDED_AT_ONCE", 2)
+    monkeypatch.setattr(refresh_module, "FIRST", 2)
     label_studio.add_tasks(*shades(8))
 
     def disconnect(method: str, path: str) -> None:
@@ -805,8 +831,7 @@ def test_while_another_training_is_waited_for_only_the_most_uncertain_are_pushed
     label_studio: FakeLabelStudio,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(refresh_module, "ADDED_AT_ONCE", 2)
-    monkeypatch.setattr(refresh_module, "HEAD", 1)
+    monkeypatch.setattr(refresh_module, "FIRST", 2)
     ids = label_studio.add_tasks(*shades(6))
     do(store, Kind.TRAIN)
     do(store, Kind.SYNC)
@@ -827,7 +852,7 @@ def test_while_another_training_is_waited_for_only_the_most_uncertain_are_pushed
 def annotated_under_an_old_version(
     store: Store, label_studio: FakeLabelStudio, tasks: int
 ) -> tuple[Version, list[int]]:
-    """Leave annotated tasks, and no open one, with predictions of an old version."""
+    """Leave tasks with predictions of an old version; the first is open, with a new one too."""
     ids = label_studio.add_tasks(*shades(tasks))
     old = predicted_and_settled(store)
     for task_id in ids[1:]:
@@ -835,12 +860,12 @@ def annotated_under_an_old_version(
     store.requests.add(Request(PROJECT, Kind.TRAIN))
     do(store, Kind.TRAIN)
     do(store, Kind.REFRESH)
-    assert label_studio.predicted(old.name) == dict.fromkeys(ids[1:], 1)
+    assert label_studio.predicted(old.name) == dict.fromkeys(ids, 1)
     return active(store), ids
 
 
-def test_superseded_predictions_of_annotated_tasks_are_removed(
-    services: Services, store: Store, label_studio: FakeLabelStudio
+def test_superseded_predictions_are_removed(
+    services: Services, store: Store, label_studio: FakeLabelStudio, nothing_shown: None
 ) -> None:
     version, ids = annotated_under_an_old_version(store, label_studio, tasks=30)
     label_studio.predict(ids[1], "somebody-elses-model")
@@ -852,7 +877,7 @@ def test_superseded_predictions_of_annotated_tasks_are_removed(
 
 
 def test_an_old_version_s_prediction_that_arrives_late_does_not_replace_the_active_one_s(
-    services: Services, store: Store, label_studio: FakeLabelStudio
+    services: Services, store: Store, label_studio: FakeLabelStudio, nothing_shown: None
 ) -> None:
     ids = label_studio.add_tasks(*shades(2))
     old = predicted_and_settled(store)
@@ -884,9 +909,11 @@ def test_sweeping_makes_way_for_what_is_more_urgent_and_goes_on_afterwards(
     store: Store,
     label_studio: FakeLabelStudio,
     monkeypatch: pytest.MonkeyPatch,
+    nothing_shown: None,
 ) -> None:
     monkeypatch.setattr(removal, "PORTION", 2)
     version, ids = annotated_under_an_old_version(store, label_studio, tasks=6)
+    assert label_studio.predicted().total() == len(ids) + 1
     store.requests.add(Request(8, Kind.TRAIN))
 
     do(store, Kind.SWEEP)
@@ -895,13 +922,13 @@ def test_sweeping_makes_way_for_what_is_more_urgent_and_goes_on_afterwards(
     perform(8, "train", 0)
     do_all(store)
 
-    assert len(meanwhile) == len(ids) - 2
+    assert meanwhile.total() == len(ids)
     assert Kind.SWEEP in wanted
     assert label_studio.predicted() == label_studio.predicted(version.name) == {ids[0]: 1}
 
 
 def test_sweeping_comes_to_rest(
-    services: Services, store: Store, label_studio: FakeLabelStudio
+    services: Services, store: Store, label_studio: FakeLabelStudio, nothing_shown: None
 ) -> None:
     annotated_under_an_old_version(store, label_studio, tasks=4)
     do_all(store)
@@ -912,7 +939,7 @@ def test_sweeping_comes_to_rest(
 
 
 def test_predictions_that_vanish_while_they_are_swept_do_no_harm(
-    services: Services, store: Store, label_studio: FakeLabelStudio
+    services: Services, store: Store, label_studio: FakeLabelStudio, nothing_shown: None
 ) -> None:
     version, ids = annotated_under_an_old_version(store, label_studio, tasks=5)
     gone = ids[1]

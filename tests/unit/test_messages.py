@@ -177,7 +177,7 @@ def test_a_failed_task_has_an_error_and_no_result() -> None:
 
 
 def test_a_prediction_shows_what_label_studio_stores() -> None:
-    prediction = Prediction(5, [{"type": "choices"}], 0.75, 0.25, "v1")
+    prediction = Prediction(5, [{"type": "choices"}], 0.25, "v1")
 
     assert messages.result(prediction) == {
         "result": [{"type": "choices"}],
