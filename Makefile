@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 LABEL_STUDIO := .venv-label-studio
 # Passed to pip as they are, such as PIP_ARGS="--index-url ..." to choose a build of torch.
 PIP_ARGS ?=
+BENCHMARKS := start webhook_latency scoring training store growth predict reordering
 DEMO_ARGS := $(if $(AUTO),--auto)
 
 .PHONY: help install demo test lint format bench bench-learning clean
@@ -57,8 +58,9 @@ format: $(VENV)/.installed
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: $(VENV)/.installed
-	@for file in benchmarks/*.py; do echo "==> $$file"; $(BIN)/python $$file || exit 1; done
+bench: $(VENV)/.installed $(LABEL_STUDIO)/.installed
+	@for name in $(BENCHMARKS); do \
+		echo "==> benchmarks/$$name.py"; $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 bench-learning: $(VENV)/.installed-benchmark
 	@echo "==> benchmarks/learning (hours; it goes on where it was stopped)"
