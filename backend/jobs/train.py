@@ -165,7 +165,7 @@ class _Labelled:
         zero_shot = zero_shot_head(encoder, self._control, learning)
         trained = Trained(zero_shot.head)
         targets = self._targets()
-        _, pool = self._predictor.vectors_of(sample, self._control, fetch=False)
+        ids, pool = self._predictor.vectors_of(sample, self._control, fetch=False)
         pool = pool.to(encoder.device)
         if len(self._ids) >= learning.min_annotations:
             trained = train(
@@ -184,8 +184,10 @@ class _Labelled:
                 self._control.values,
                 multiple=self._control.multiple,
             )
-            if len(pool):
-                report |= _outlook(trained, targets, pool)
+            open_ids = {task.id for task in sample if task.open}
+            open_pool = pool[[row for row, task_id in enumerate(ids) if task_id in open_ids]]
+            if len(open_pool):
+                report |= _outlook(trained, targets, open_pool)
         return ControlHead(zero_shot.values, trained.head), report
 
     def _counts(self) -> dict[str, Any]:

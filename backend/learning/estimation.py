@@ -111,7 +111,9 @@ def pool_accuracy(confidence: Tensor, correct: Tensor, pool_confidence: Tensor) 
     posterior, by Laplace's approximation, and of the draw of a pool of this size, made a third
     wider because the line is only nearly straight. It reaches up further: a label that was picked
     for what it would teach is missed where its fold is left out, so that the out-of-fold heads
-    are wrong more often than the head.
+    are wrong more often than the head. What is left of the pool is easier than the labels of the
+    same confidence were; where the head, which is calibrated, says that it is more often right,
+    the truth was found between the two.
 
     Parameters
     ----------
@@ -143,7 +145,10 @@ def pool_accuracy(confidence: Tensor, correct: Tensor, pool_confidence: Tensor) 
         0, np.sqrt(error * (1 - error) / len(pool)), size=_DRAWS
     )
     least, most = np.quantile(error + _WIDER * (errors - error), _INTERVAL).clip(0, 1)
-    return Estimate(1 - error * _EXPECTED, 1 - float(most), 1 - float(least) * _FEWEST)
+    value, low, high = 1 - error * _EXPECTED, 1 - float(most), 1 - float(least) * _FEWEST
+    own_word = max(value, pool_confidence.double().mean().item())
+    highest = min(1.0, own_word + (value - low) / 2)
+    return Estimate((value + own_word) / 2, low, max(high, highest))
 
 
 def expected_gain(

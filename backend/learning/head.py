@@ -8,7 +8,7 @@ pull decides at few labels and fades as they grow.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -31,10 +31,24 @@ _BIAS_FEATURE = 0.5
 # By the prior's certainty, to weigh labels that were picked by it.
 _STRATA = 5
 
-# Where L-BFGS stops: for the head that is published, and for one of very many that are compared
-# (a hundred times looser moves no out-of-fold loss by a hundredth).
-_PRECISE = {"maxiter": 1000, "maxcor": 20, "gtol": 1e-6, "ftol": 1e-12}
-_ROUGH = {"maxiter": 1000, "maxcor": 20, "gtol": 1e-4, "ftol": 1e-6}
+
+@dataclass(frozen=True)
+class _Precision:
+    """What L-BFGS computes in, and where it stops."""
+
+    dtype: torch.dtype
+    gtol: float
+    ftol: float
+
+
+# As a share of the features' second moments: with 1/2, which no softmax exceeds, it takes more
+# steps than with what a softmax that is mostly sure has.
+_CURVATURE = 0.05
+
+# For the head that is published, and for one of very many that are compared (a hundred times looser
+# moves no out-of-fold loss by a hundredth).
+_PRECISE = _Precision(torch.float64, gtol=1e-6, ftol=1e-12)
+_ROUGH = _Precision(torch.float32, gtol=1e-4, ftol=1e-6)
 
 
 @dataclass(frozen=True)
@@ -285,7 +299,7 @@ class LabelledSet:
         """Set these rows of each pull's logits to those of the head that has seen `seen`."""
         for of_pull, change in zip(logits, self._changes(seen, trust, pulls, _ROUGH), strict=True):
             place = rows[:, None], change.learning
-            learnt = self._features[rows] @ change.weights.T + change.bias
+            learnt = self._features[rows] @ change.weights.double().T + change.bias
             of_pull[place] = trust * self.prior_logits[place] + learnt
 
     def in_given_order(self, rows: Tensor) -> Tensor:
@@ -293,14 +307,15 @@ class LabelledSet:
         return rows[self.order.argsort().to(rows.device)]
 
     def _changes(
-        self, seen: Tensor, trust: float, pulls: Sequence[float], precision: Mapping[str, float]
+        self, seen: Tensor, trust: float, pulls: Sequence[float], precision: _Precision
     ) -> Iterator[_Change]:
         """Yield what the labels of the rows `seen` change, for each pull."""
         count, choices = len(seen), len(self._weights)
         multiple = self._prior.multiple
-        x = self._features[seen]
+        dtype = precision.dtype
+        x = self._features[seen].to(dtype)
         y = self.targets[seen]
-        y = y.double() if multiple else functional.one_hot(y, choices).double()
+        y = (y if multiple else functional.one_hot(y, choices)).to(dtype)
         sizes = y.sum(dim=0)
         mask = (sizes > 0) & (sizes < count) if multiple else sizes > 0
         learning = mask.nonzero()[:, 0]
@@ -308,8 +323,9 @@ class LabelledSet:
             nothing = _Change(learning, x.new_zeros(0, x.shape[1]), x.new_zeros(0))
             yield from (nothing for _ in pulls)
             return
-        prior_logits = trust * self.prior_logits[seen][:, mask]
-        rivals = self.trust_in_others * self.prior_logits[seen][:, ~mask]
+        of_prior = self.prior_logits[seen].to(dtype)
+        prior_logits = trust * of_prior[:, mask]
+        rivals = self.trust_in_others * of_prior[:, ~mask]
         rivals = rivals.logsumexp(dim=1, keepdim=True)
         y, sizes = y[:, mask], sizes[mask]
         if multiple:
@@ -324,6 +340,7 @@ class LabelledSet:
         features = functional.pad(x - centre, (0, 1), value=constant)
 
         change = features.new_zeros(len(sizes), features.shape[1])
+        spread = _Spread(features, self._scale)
         for pull in pulls:
 
             def objective(change: Tensor, pull: float = pull) -> tuple[Tensor, Tensor]:
@@ -343,7 +360,7 @@ class LabelledSet:
                 loss = losses.sum() + pull / 2 * change.square().sum()
                 return loss / count, gradient.add_(change, alpha=pull) / count
 
-            change = _minimise(objective, change, precision)
+            change = _minimise(objective, change, precision, spread.axes, spread.lengths(pull))
             weights, of_constant = self._scale * change[:, :-1], self._scale * change[:, -1]
             if not multiple:
                 of_constant -= of_constant.mean()
@@ -376,16 +393,43 @@ def _canonical_order(embeddings: Tensor, targets: Tensor) -> Tensor:
     return torch.tensor(sorted(range(len(keys)), key=keys.__getitem__), device=embeddings.device)
 
 
-def _minimise(objective: _Objective, start: Tensor, precision: Mapping[str, float]) -> Tensor:
-    def on_numpy(point: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-        value, gradient = objective(torch.from_numpy(point).to(start.device).reshape(start.shape))
-        return value.item(), gradient.cpu().numpy().ravel()
+class _Spread:
+    """How differently the loss curves along the features, to make up for it.
+
+    L-BFGS takes as many steps as curvatures differ. A softmax's is at most half of the features'
+    second moments (Böhning, 1992, "Multinomial Logistic Regression Algorithm"), to which the pull
+    adds the same in all directions.
+    """
+
+    def __init__(self, features: Tensor, scale: float) -> None:
+        """Take features [N, R] and the factor from changes of weights to those of logits."""
+        moments, self.axes = torch.linalg.eigh(features.T @ features)
+        self._curvatures = _CURVATURE * scale**2 * moments.clamp_min(0)
+        self._count = len(features)
+
+    def lengths(self, pull: float) -> Tensor:
+        """Return the steps [R] along the axes that change the slope of the loss as much."""
+        return torch.rsqrt((self._curvatures + pull) / self._count)
+
+
+def _minimise(
+    objective: _Objective, start: Tensor, precision: _Precision, axes: Tensor, lengths: Tensor
+) -> Tensor:
+    """Return the change [K, R] of the least loss, looked for in steps of `lengths` along `axes`."""
+
+    def change(steps: NDArray[np.float64]) -> Tensor:
+        along_axes = torch.from_numpy(steps).to(start).reshape(start.shape)
+        return torch.mm(along_axes * lengths, axes.T)
+
+    def on_numpy(steps: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        value, gradient = objective(change(steps))
+        return value.item(), (gradient @ axes * lengths).double().cpu().numpy().ravel()
 
     result = minimize(
         on_numpy,
-        start.cpu().numpy().ravel(),
+        (start @ axes / lengths).double().cpu().numpy().ravel(),
         jac=True,
         method="L-BFGS-B",
-        options=dict(precision),
+        options={"maxiter": 1000, "maxcor": 20, "gtol": precision.gtol, "ftol": precision.ftol},
     )
-    return torch.from_numpy(result.x).to(start.device).reshape(start.shape)
+    return change(result.x)

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from operator import attrgetter, itemgetter
 
 import numpy as np
 import torch
 from sklearn.metrics import pairwise_distances_argmin_min
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController, threadpool_limits
 from torch import Tensor
 
 from backend.learning.calibration import temperature
@@ -104,6 +104,35 @@ class _Candidate:
     temperature: float
     loss: float
     out_of_fold: Tensor
+    in_sample: Tensor
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """What says how good logits are: labels, each with its weight and its `remoteness`."""
+
+    targets: Tensor
+    weights: Tensor
+    remote: Tensor
+
+    @property
+    def looks_in_sample(self) -> bool:
+        """Whether anything but out-of-fold logits counts."""
+        return bool((self.remote < 1).any())
+
+    def temperature(
+        self, out_of_fold: Tensor, in_sample: Tensor, doubt: float = 1.0
+    ) -> tuple[float, float]:
+        """Return `calibration.temperature` of what lies between these logits, and its loss.
+
+        The smaller `doubt` is, the nearer to `in_sample` (`relative_doubt`).
+        """
+        unseen = doubt * self.remote
+        return temperature(
+            torch.cat([out_of_fold, in_sample]),
+            torch.cat([self.targets, self.targets]),
+            torch.cat([self.weights * unseen, self.weights * (1 - unseen)]),
+        )
 
 
 def train(
@@ -133,8 +162,14 @@ def train(
 
 
 def _threads_for(embeddings: Tensor, prior: Head) -> AbstractContextManager[object]:
-    products = embeddings.numel() * len(prior.weights)
-    return threadpool_limits(1) if products < _WORTH_SHARING else nullcontext()
+    limits: AbstractContextManager[object]
+    if embeddings.numel() * len(prior.weights) < _WORTH_SHARING:
+        limits = threadpool_limits(1)
+    else:
+        # SciPy's threads and torch's take turns and wait for each other in busy loops: on two
+        # cores, trainings of 10,000 labels took nearly three times as long as with one of SciPy's.
+        limits = ThreadpoolController().select(threading_layer="pthreads").limit(limits=1)
+    return limits
 
 
 def _train(embeddings: Tensor, targets: Tensor, prior: Head, pool: Tensor | None) -> Trained:
@@ -145,18 +180,28 @@ def _train(embeddings: Tensor, targets: Tensor, prior: Head, pool: Tensor | None
         deciding = labelled.order[parts == 0]
         some = LabelledSet(embeddings[deciding], targets[deciding], prior)
         with _threads_for(embeddings[deciding], prior):
-            decided = _average(some, settings, embeddings[deciding], pool)
+            decided = _average(some, settings, _judge(some, embeddings[deciding], pool))
         settings = [max(decided, key=itemgetter(1))[0].setting]
-    averaged = _average(labelled, settings, embeddings, pool)
+    judge = _judge(labelled, embeddings, pool)
+    averaged = _average(labelled, settings, judge)
+    pool = embeddings[:0] if pool is None else pool
+    is_new = _is_new(pool, embeddings)
     weights = torch.zeros_like(prior.weights)
     bias = torch.zeros_like(prior.bias)
     logits = torch.zeros_like(labelled.prior_logits)
     for candidate, share in averaged:
-        factor = share / candidate.temperature
         setting = candidate.setting
         head = (
             prior if setting.pull is None else labelled.fit(pull=setting.pull, trust=setting.trust)
         )
+        doubt = relative_doubt(
+            head.logits(pool) / candidate.temperature,
+            is_new,
+            candidate.out_of_fold / candidate.temperature,
+            multiple=prior.multiple,
+        )
+        sharpness, _ = judge.temperature(candidate.out_of_fold, candidate.in_sample, doubt)
+        factor = share / sharpness
         weights += factor * head.weights
         bias += factor * head.bias
         logits += factor * candidate.out_of_fold
@@ -195,39 +240,42 @@ def _settings(*, has_text: bool) -> list[_Setting]:
     ]
 
 
-def _average(
-    labelled: LabelledSet, settings: Sequence[_Setting], embeddings: Tensor, pool: Tensor | None
-) -> list[tuple[_Candidate, float]]:
-    """Return the likeliest settings with their shares, which sum to 1."""
+def _judge(labelled: LabelledSet, embeddings: Tensor, pool: Tensor | None) -> _Judge:
     weights = labelled.stands_for(pool)
     folds = stratified_folds(labelled.targets)
     remote = remoteness(embeddings[labelled.order], folds, pool).to(weights)
     if not labelled.has_text:
         # Of a class with one label the head that is to judge it knows nothing at all.
         weights = weights * labelled.has_company
+    return _Judge(labelled.targets, weights, remote)
+
+
+def _average(
+    labelled: LabelledSet, settings: Sequence[_Setting], judge: _Judge
+) -> list[tuple[_Candidate, float]]:
+    """Return the likeliest settings with their shares, which sum to 1."""
     # Nothing is learnt of choices without a label: they are worth what zero-shot has shown to be.
-    sharpness, _ = temperature(labelled.prior_logits, labelled.targets, weights)
+    sharpness, _ = judge.temperature(labelled.prior_logits, labelled.prior_logits)
     labelled.trust_in_others = min(1.0, 1 / sharpness)
-    weights = torch.cat([weights * remote, weights * (1 - remote)])
-    targets = torch.cat([labelled.targets, labelled.targets])
+    folds = stratified_folds(labelled.targets)
     candidates = []
     for trust in dict.fromkeys(setting.trust for setting in settings):
         of_trust = [setting for setting in settings if setting.trust == trust]
         pulls = [setting.pull for setting in of_trust if setting.pull is not None]
-        fitted = zip(
-            labelled.out_of_fold(folds, pulls=pulls, trust=trust),
-            labelled.in_sample(pulls=pulls, trust=trust),
-            strict=True,
+        out_of_fold = labelled.out_of_fold(folds, pulls=pulls, trust=trust)
+        in_sample = (
+            labelled.in_sample(pulls=pulls, trust=trust) if judge.looks_in_sample else out_of_fold
         )
+        fitted = zip(out_of_fold, in_sample, strict=True)
         for setting in of_trust:
             unseen, seen = (
                 (labelled.prior_logits, labelled.prior_logits)
                 if setting.pull is None
                 else next(fitted)
             )
-            sharpness, loss = temperature(torch.cat([unseen, seen]), targets, weights)
+            sharpness, loss = judge.temperature(unseen, seen)
             candidates.append(
-                _Candidate(setting, sharpness, _TEMPERING * loss + setting.cost, unseen)
+                _Candidate(setting, sharpness, _TEMPERING * loss + setting.cost, unseen, seen)
             )
     candidates.sort(key=attrgetter("loss"))
     best = candidates[:_AVERAGED]
@@ -265,20 +313,73 @@ def remoteness(embeddings: Tensor, folds: Tensor, pool: Tensor | None) -> Tensor
     if pool is None or not len(pool):
         return torch.from_numpy(shares)
     labelled, pictures = embeddings.float().cpu().numpy(), pool.float().cpu().numpy()
-    apart = np.empty(len(labelled))
-    for fold in np.unique(own := folds.cpu().numpy()):
-        inside = own == fold
-        if inside.all():
-            return torch.from_numpy(shares)
-        apart[inside] = pairwise_distances_argmin_min(labelled[inside], labelled[~inside])[1]
+    own = folds.cpu().numpy()
+    if not (own != own[0]).any():
+        return torch.from_numpy(shares)
     nearest, distances = pairwise_distances_argmin_min(pictures, labelled)
     # The labelled pictures may be in the pool, where nothing is to be learnt about them.
     others = distances > _SAME
     counts = np.bincount(nearest[others], minlength=len(labelled))
     sums = np.bincount(nearest[others], weights=distances[others] ** 2, minlength=len(labelled))
-    known = (counts > 0) & (apart > _SAME)
+    near = counts > 0
+    apart = np.zeros(len(labelled))
+    for fold in np.unique(own[near]):
+        inside = near & (own == fold)
+        apart[inside] = pairwise_distances_argmin_min(labelled[inside], labelled[own != fold])[1]
+    known = apart > _SAME
     shares[known] = (sums[known] / counts[known] / apart[known] ** 2).clip(max=1)
     return torch.from_numpy(shares)
+
+
+def relative_doubt(
+    pool_logits: Tensor, is_new: Tensor, out_of_fold: Tensor, *, multiple: bool
+) -> float:
+    """Return how doubtful the pool is, as a share of how doubtful the labels were.
+
+    Labels that were picked by uncertainty are harder than the pool, so that a temperature fitted
+    to them as they are out of fold leaves the head under-confident about the pool. In-sample they
+    are settled. As many as this share count out of fold and the others in-sample, and what counts
+    is then as doubtful as the pool: a calibration estimator, whose weights reproduce for the sample
+    what is known of the population (Deville and Särndal, 1992, "Calibration Estimators in Survey
+    Sampling"), were the settled without any doubt. Reckoned with the doubt that they do have, the
+    share comes out too small: measured, heads are over-confident then.
+
+    Parameters
+    ----------
+    pool_logits : Tensor[M, K], floating
+        Of the head of all labels.
+    is_new : Tensor[M] bool
+        Which of them have no label. The others count as doubtful as labels are out of fold.
+    out_of_fold : Tensor[N, K], floating
+        Logits of the labelled pictures, by heads that have not seen them.
+    multiple : bool
+        See `Head`.
+
+    Returns
+    -------
+    float in [0, 1]; 1 where there is no pool.
+
+    """
+    before = _doubts(out_of_fold, multiple=multiple).mean()
+    of_pool = _doubts(pool_logits.to(before), multiple=multiple)
+    now = torch.where(is_new.to(before.device), of_pool, before).mean()
+    return (now / before).item() if now < before else 1.0
+
+
+def _doubts(logits: Tensor, *, multiple: bool) -> Tensor:
+    """Return how likely each decision [N] is wrong, were the probabilities true."""
+    probabilities = probabilities_of(logits, multiple=multiple)
+    if multiple:
+        return torch.minimum(probabilities, 1 - probabilities).mean(dim=1)
+    return 1 - probabilities.amax(dim=1)
+
+
+def _is_new(pool: Tensor, embeddings: Tensor) -> Tensor:
+    """Return which pictures [M] bool of the pool are not among the embeddings."""
+    if not len(pool):
+        return torch.zeros(0, dtype=torch.bool)
+    nearest = pairwise_distances_argmin_min(pool.float().cpu(), embeddings.float().cpu())[1]
+    return torch.from_numpy(nearest > _SAME)
 
 
 def stratified_folds(targets: Tensor, count: int = FOLDS) -> Tensor:

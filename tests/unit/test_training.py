@@ -11,7 +11,13 @@ from backend.learning import training
 from backend.learning.calibration import temperature
 from backend.learning.evaluation import evaluate
 from backend.learning.head import Head, zero_shot
-from backend.learning.training import FOLDS, remoteness, stratified_folds, train
+from backend.learning.training import (
+    FOLDS,
+    relative_doubt,
+    remoteness,
+    stratified_folds,
+    train,
+)
 
 CHOICES = 10
 
@@ -124,6 +130,39 @@ def test_probabilities_are_calibrated_from_ten_labels_a_class(digits: Digits, pr
         errors.append(evaluation.calibration_error)
 
     assert np.mean(errors) < 0.05
+
+
+def test_labels_picked_by_uncertainty_leave_no_head_unsure(digits: Digits) -> None:
+    labelled = torch.arange(30)
+    for _ in range(9):
+        head = train(
+            digits.pool[labelled], digits.labels[labelled], digits.nothing, pool=digits.pool
+        ).head
+        margins = head.probabilities(digits.pool).topk(2).values.diff(dim=1)[:, 0]
+        margins[labelled] = -2
+        labelled = torch.cat([labelled, margins.argsort(descending=True)[:10]])
+    head = train(
+        digits.pool[labelled], digits.labels[labelled], digits.nothing, pool=digits.pool
+    ).head
+    confidence = head.probabilities(digits.unseen).amax(dim=1).mean().item()
+
+    assert confidence == pytest.approx(digits.accuracy(head), abs=0.03)
+
+
+@pytest.mark.parametrize("multiple", [False, True])
+def test_a_pool_is_as_doubtful_as_its_pictures_without_a_label(multiple: bool) -> None:
+    sure, torn = torch.tensor([[50.0, -50.0]]), torch.tensor([[0.0, 0.0]])
+    pool = torch.cat([sure, torn, torn, sure])
+
+    def doubt(is_new: list[bool], out_of_fold: Tensor) -> float:
+        new = torch.tensor(is_new, dtype=torch.bool)
+        return relative_doubt(pool[: len(new)], new, out_of_fold, multiple=multiple)
+
+    assert doubt([True, True, True, True], torn) == pytest.approx(0.5)
+    assert doubt([False, True, True, True], torn) == pytest.approx(0.75)
+    assert doubt([False, False, False, False], torn) == pytest.approx(1)
+    assert doubt([True, True, True, True], sure) == 1
+    assert doubt([], torn) == 1
 
 
 def test_many_labels_are_learnt_whatever_the_text_said(digits: Digits) -> None:
