@@ -7,7 +7,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -79,7 +79,8 @@ class Encoder:
 
     def _prepare(self) -> None:
         self._model_for_pictures = _for_pictures(self.model, self.precision)
-        self._turn = threading.Lock()
+        # Always the same: each thread that computes has others of its own to share the work with.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="encode")
         self._waiting: deque[_Waiting] = deque()
         self._vectors_of_texts = lru_cache(_REMEMBERED)(self._encode_texts)
 
@@ -106,15 +107,14 @@ class Encoder:
         """
         mine = _Waiting(images, Future())
         self._waiting.append(mine)
-        while not mine.vectors.done():
-            with self._turn:
-                if not mine.vectors.done():
-                    self._encode_waiting()
+        self._thread.submit(self._encode_waiting)
         return mine.vectors.result()
 
     def _encode_waiting(self) -> None:
         import torch
 
+        if not self._waiting:
+            return
         batch = [self._waiting.popleft()]
         size = len(batch[0].images)
         while self._waiting and size + len(self._waiting[0].images) <= self.batch_size:
@@ -137,13 +137,11 @@ class Encoder:
 
     def _encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         step = self.batch_size
-        with self._turn:
-            vectors = np.concatenate(
-                [
-                    self._unit(self.model.encode_text, self.tokenize(list(texts[i : i + step])))
-                    for i in range(0, len(texts), step)
-                ]
-            )
+        parts = [self.tokenize(list(texts[i : i + step])) for i in range(0, len(texts), step)]
+        encoded = [
+            self._thread.submit(self._unit, self.model.encode_text, tokens) for tokens in parts
+        ]
+        vectors = np.concatenate([each.result() for each in encoded])
         vectors.flags.writeable = False
         return vectors
 
