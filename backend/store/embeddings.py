@@ -54,15 +54,23 @@ class Embeddings:
                 sa.and_(embeddings.c.content == images.c.content, embeddings.c.encoder == encoder),
             )
         )
+        stored: list[str] = []
+        vectors: list[bytes] = []
         with self._database.read() as connection:
             for digests in _chunks(list(by_digest)):
-                for digest, error, retry_at, vector in connection.execute(
-                    query.where(images.c.source.in_(digests))
-                ):
+                rows = connection.execute(
+                    query.where(self._database.among(images.c.source, digests))
+                ).all()
+                for digest, error, retry_at, vector in rows:
                     if vector is not None:
-                        found[by_digest[digest]] = np.frombuffer(vector, STORED).astype(np.float32)
+                        stored.append(by_digest[digest])
+                        vectors.append(vector)
                     elif error is not None and retry_at > now:
                         found[by_digest[digest]] = Failure(error, retry_at)
+        if stored:
+            # One encoder's are of one size.
+            together = np.frombuffer(b"".join(vectors), STORED).astype(np.float32)
+            found.update(zip(stored, together.reshape(len(stored), -1), strict=True))
         return found
 
     def find_by_content(self, encoder: str, contents: Iterable[str]) -> set[str]:
@@ -73,7 +81,8 @@ class Embeddings:
                 known.update(
                     connection.scalars(
                         sa.select(embeddings.c.content).where(
-                            embeddings.c.encoder == encoder, embeddings.c.content.in_(chunk)
+                            embeddings.c.encoder == encoder,
+                            self._database.among(embeddings.c.content, chunk),
                         )
                     )
                 )

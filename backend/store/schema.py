@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -140,6 +140,15 @@ class Database:
                 "check DATABASE_URL or DATA_DIR"
             ) from None
 
+    def among(self, column: sa.Column[Any], values: Sequence[Any]) -> sa.ColumnElement[bool]:
+        """Return the condition that a column has one of many values.
+
+        To PostgreSQL they are one parameter: it takes a thousand in a fifth of the time.
+        """
+        if self.engine.dialect.name == "postgresql":
+            return column == sa.any_(sa.literal(list(values), postgresql.ARRAY(column.type)))
+        return column.in_(values)
+
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """Yield a connection in a transaction that only reads."""
@@ -182,12 +191,29 @@ def _open(address: str) -> Engine:
         return engine
     if url.get_backend_name() == "postgresql":
         try:
-            return sa.create_engine(url.set(drivername="postgresql+psycopg"), pool_pre_ping=True)
+            return sa.create_engine(
+                url.set(drivername="postgresql+psycopg"),
+                pool_pre_ping=True,
+                connect_args={"cursor_factory": _binary_cursor()},
+            )
         except ModuleNotFoundError:
             raise SettingsError(
                 "DATABASE_URL: PostgreSQL needs `pip install 'label-studio-clip-backend[postgres]'`"
             ) from None
     raise SettingsError("DATABASE_URL: only sqlite and postgresql are supported")
+
+
+def _binary_cursor() -> type[Any]:
+    import psycopg
+
+    class BinaryCursor(psycopg.Cursor[Any]):
+        """Gets values as they are: as text, vectors take several times as long."""
+
+        def __init__(self, connection: Any, **arguments: Any) -> None:
+            super().__init__(connection, **arguments)
+            self.format = psycopg.pq.Format.BINARY
+
+    return BinaryCursor
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:

@@ -80,7 +80,9 @@ class Tasks:
         for chunk in _chunks(ids):
             with self._database.write() as connection:
                 connection.execute(
-                    sa.delete(tasks).where(tasks.c.project_id == project_id, tasks.c.id.in_(chunk))
+                    sa.delete(tasks).where(
+                        tasks.c.project_id == project_id, self._database.among(tasks.c.id, chunk)
+                    )
                 )
 
     def close_all_but(self, project_id: int, finished: Collection[int]) -> None:
@@ -105,7 +107,10 @@ class Tasks:
                 for chunk in _chunks(ids):
                     connection.execute(
                         sa.update(tasks)
-                        .where(tasks.c.project_id == project_id, tasks.c.id.in_(chunk))
+                        .where(
+                            tasks.c.project_id == project_id,
+                            self._database.among(tasks.c.id, chunk),
+                        )
                         .values(open=is_open)
                     )
 
@@ -146,7 +151,7 @@ class Tasks:
         found = {
             task.id: task
             for chunk in _chunks(ids)
-            for page in self._pages(project_id, tasks.c.id.in_(chunk))
+            for page in self._pages(project_id, self._database.among(tasks.c.id, chunk))
             for task in page
         }
         return [found[task_id] for task_id in ids if task_id in found]
@@ -254,7 +259,9 @@ class Tasks:
             with self._database.write() as connection:
                 connection.execute(
                     sa.update(tasks)
-                    .where(tasks.c.project_id == project_id, tasks.c.id.in_(chunk))
+                    .where(
+                        tasks.c.project_id == project_id, self._database.among(tasks.c.id, chunk)
+                    )
                     .values(model_version=model_version)
                 )
 
