@@ -134,6 +134,8 @@ class LabelStudioServer:
             # Otherwise it refuses a backend and webhooks on this machine.
             "LABEL_STUDIO_ML_BLOCK_LOCAL_IP": "false",
             "LABEL_STUDIO_SSRF_PROTECTION_ENABLED": "false",
+            # Otherwise each import of predictions recounts all tasks of the project.
+            "fflag_fix_back_4620_memory_efficient_predictions_import_08012025_short": "true",
             # It speaks to nobody else.
             "LABEL_STUDIO_LATEST_VERSION_CHECK": "false",
             "LABEL_STUDIO_COLLECT_ANALYTICS": "false",

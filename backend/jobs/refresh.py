@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -28,6 +29,11 @@ AT_ONCE = 500
 # a page keeps its task until it is submitted.
 HEAD = 10
 SHOWN_FOR = 12 * 3600.0
+
+# Label Studio may recount all tasks of the project at each import, half a millisecond each. Where
+# that takes so many seconds, the head is added one by one and the others in requests of so many.
+SLOW = 2.0
+AT_ONCE_IF_SLOW = 20_000
 
 # A sweep lists all predictions: not after each of many versions in a row, in seconds.
 SWEEP_DELAY = 2.0
@@ -74,7 +80,7 @@ def _push(services: Services, claim: Claim, version: Version, config: LabelingCo
     wanting = np.isin(queue.ids, np.fromiter(pending, np.int64, len(pending)))
     ids, uncertainties = queue.ids[wanting], queue.uncertainties[wanting]
     pushed = 0
-    for part in _parts(len(ids)):
+    for part in _parts(len(ids), is_slow=project_id in services.slow_imports):
         project = store.projects.get(project_id)
         if (
             claim.lost.is_set()
@@ -91,7 +97,7 @@ def _push(services: Services, claim: Claim, version: Version, config: LabelingCo
                 ids[part].tolist(), uncertainties[part].tolist(), strict=True
             )
         }
-        _import(services, version, config, scores)
+        _add(services, version, config, scores)
         if not pushed:
             _switch(services, version)
             store.tasks.mark_shown(project_id, ids[:HEAD].tolist(), SHOWN_FOR)
@@ -107,7 +113,7 @@ def _push(services: Services, claim: Claim, version: Version, config: LabelingCo
     return True
 
 
-def _import(
+def _add(
     services: Services, version: Version, config: LabelingConfig, scores: Mapping[int, float]
 ) -> None:
     """Add a version's predictions of some tasks, by the scores that their places give them.
@@ -119,32 +125,34 @@ def _import(
     tasks = store.tasks.named(project_id, list(scores))
     outcomes = services.predictor.predict(tasks, config, version, fetch=False)
     predictions = {
-        task.id: outcome
+        task.id: {
+            "task": task.id,
+            "result": outcome.result,
+            "score": scores[task.id],
+            "model_version": outcome.model_version,
+        }
         for task, outcome in zip(tasks, outcomes, strict=True)
         if isinstance(outcome, Prediction)
     }
     if not predictions:
         return
-    services.label_studio.import_predictions(
-        project_id,
-        [
-            {
-                "task": task_id,
-                "result": prediction.result,
-                "score": scores[task_id],
-                "model_version": prediction.model_version,
-            }
-            for task_id, prediction in predictions.items()
-        ],
-    )
+    if len(predictions) <= HEAD and project_id in services.slow_imports:
+        for prediction in predictions.values():
+            services.label_studio.add_prediction(prediction)
+    else:
+        started = time.monotonic()
+        services.label_studio.import_predictions(project_id, [*predictions.values()])
+        if len(predictions) <= FIRST and time.monotonic() - started > SLOW:
+            services.slow_imports.add(project_id)
     store.tasks.mark_predicted(project_id, predictions.keys(), version.name)
 
 
-def _parts(count: int) -> Iterator[slice]:
+def _parts(count: int, *, is_slow: bool) -> Iterator[slice]:
+    first, at_once = (HEAD, AT_ONCE_IF_SLOW) if is_slow else (FIRST, AT_ONCE)
     if count:
-        yield slice(0, FIRST)
-    for start in range(FIRST, count, AT_ONCE):
-        yield slice(start, start + AT_ONCE)
+        yield slice(0, first)
+    for start in range(first, count, at_once):
+        yield slice(start, start + at_once)
 
 
 def _should_make_way(services: Services, claim: Claim) -> bool:

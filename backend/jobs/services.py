@@ -17,7 +17,8 @@ class Services:
     """The parts that jobs share.
 
     `learning` is what a project without extra params gets; `stopping` asks a long job to leave the
-    rest to another worker.
+    rest to another worker; `slow_imports` are the projects whose predictions Label Studio was seen
+    to import slowly.
     """
 
     store: Store
@@ -26,6 +27,7 @@ class Services:
     learning: LearningSettings
     reconcile_every: float
     stopping: threading.Event = field(default_factory=threading.Event)
+    slow_imports: set[int] = field(default_factory=set)
 
 
 # RQ calls a job by its dotted name and passes JSON: a job finds the services of its worker here.

@@ -192,6 +192,10 @@ class LabelStudio:
         """Add predictions (`task`, `result`, `score`, `model_version`) in one request."""
         self._call("POST", f"/api/projects/{project_id}/import/predictions", json=list(predictions))
 
+    def add_prediction(self, prediction: Mapping[str, object]) -> None:
+        """Add one prediction (`task`, `result`, `score`, `model_version`)."""
+        self._call("POST", "/api/predictions/", json=dict(prediction))
+
     def prediction_counts(self, project_id: int) -> dict[str, int]:
         """Return the number of predictions by model version."""
         body = self._get(f"/api/projects/{project_id}/model-versions")

@@ -149,11 +149,10 @@ class FakeLabelStudio:
                 return 200, Counter(each["model_version"] for each in self.predictions.values())
             case "GET", ["predictions"]:
                 return 200, [{"id": key, **each} for key, each in self.predictions.items()]
-            case "PATCH", ["predictions", key]:
-                if int(key) not in self.predictions:
-                    return 404, {"detail": "Not found."}
-                self.predictions[int(key)] |= body
-                return 200, self.predictions[int(key)]
+            case "POST", ["predictions"]:
+                key = next(self._ids)
+                self.predictions[key] = dict(body)
+                return 201, {"id": key, **body}
             case "POST", ["dm", "actions"] if query["id"] == "delete_tasks_predictions":
                 included = body["selectedItems"]["included"]
                 for key, prediction in list(self.predictions.items()):

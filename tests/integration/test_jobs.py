@@ -491,6 +491,35 @@ def test_the_most_uncertain_are_pushed_first_and_in_chunks(
     assert len(set(scores)) > 1
 
 
+def test_where_imports_are_slow_the_head_is_added_alone_and_the_others_in_one_request(
+    services: Services,
+    store: Store,
+    label_studio: FakeLabelStudio,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(refresh_module, "HEAD", 2)
+    monkeypatch.setattr(refresh_module, "FIRST", 4)
+    monkeypatch.setattr(refresh_module, "AT_ONCE", 4)
+    monkeypatch.setattr(refresh_module, "SLOW", 0.0)
+    ids = label_studio.add_tasks(*shades(12))
+    old = predicted_and_settled(store)
+    assert [len(chunk) for chunk in label_studio.imports] == [4, 4, 4]
+    label_studio.imports.clear()
+    at_the_switch = []
+
+    def look(method: str, path: str) -> None:
+        if method == "PATCH" and "/projects/" in path:
+            at_the_switch.append(label_studio.predicted(active(store).name).total())
+
+    label_studio.before = look
+    new = store.versions.publish(replace(old, fingerprint="f" * 64))
+    do(store, Kind.REFRESH)
+
+    assert at_the_switch == [2]
+    assert [len(chunk) for chunk in label_studio.imports] == [10]
+    assert label_studio.predicted(new.name) == dict.fromkeys(ids, 1)
+
+
 def served_colours(label_studio: FakeLabelStudio, ids: list[int], count: int) -> list[int]:
     """Return the groups of three that the first tasks of the queue belong to."""
     items = [item for chunk in label_studio.imports for item in chunk]
