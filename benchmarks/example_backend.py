@@ -1,4 +1,4 @@
-"""A backend as tutorials write one, to compare with: `python benchmarks/example_backend.py PORT`.
+"""A backend as tutorials write one: `python benchmarks/example_backend.py PORT MODEL WEIGHTS`.
 
 It loads CLIP in float32 and, at each request, downloads every picture to a file, opens it and
 encodes it, one after the other. It keeps nothing.
@@ -16,19 +16,19 @@ import httpx
 import open_clip
 import torch
 from flask import Flask, request
-from parts import LABELS, MODEL
+from parts import LABELS
 from PIL import Image
 
 
 class Model:
     """CLIP and the texts of the choices."""
 
-    def __init__(self, weights: str) -> None:
+    def __init__(self, name: str, weights: str) -> None:
         self.clip, _, self.preprocess = open_clip.create_model_and_transforms(
-            MODEL, pretrained=weights
+            name, pretrained=weights
         )
         self.clip.eval()
-        tokenize = open_clip.get_tokenizer(MODEL)
+        tokenize = open_clip.get_tokenizer(name)
         with torch.no_grad():
             texts = self.clip.encode_text(
                 tokenize([f"a photo of a class {number}" for number in range(LABELS)])
@@ -64,9 +64,9 @@ def local_path(url: str) -> Path:
 
 
 def main() -> None:
-    port, weights = sys.argv[1:]
+    port, name, weights = sys.argv[1:]
     logging.disable(logging.INFO)
-    model = Model(weights)
+    model = Model(name, weights)
     app = Flask(__name__)
 
     @app.get("/health")

@@ -38,7 +38,7 @@ def photograph(kind: str = "JPEG", size: tuple[int, int] = (1024, 768)) -> bytes
     return file.getvalue()
 
 
-class _Pictures(BaseHTTPRequestHandler):
+class Pictures(BaseHTTPRequestHandler):
     """Each address has bytes of its own, and all show the same."""
 
     protocol_version = "HTTP/1.1"
@@ -58,8 +58,8 @@ class _Pictures(BaseHTTPRequestHandler):
 
 def serve_pictures(kind: str, width: int, height: int) -> None:
     """Serve pictures and print the port; runs in a process of its own."""
-    _Pictures.body = photograph(kind, (width, height))
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Pictures)
+    Pictures.body = photograph(kind, (width, height))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Pictures)
     server.daemon_threads = True
     print(server.server_port, flush=True)
     server.serve_forever()
@@ -74,7 +74,7 @@ def picture_server(kind: str = "JPEG", size: tuple[int, int] = (1024, 768)) -> I
         yield f"http://127.0.0.1:{int(process.stdout.readline())}"
 
 
-def random_weights(folder: Path, model: str = MODEL) -> Path:
+def random_weights(folder: Path, model: str) -> Path:
     """Write weights that are as much work as trained ones."""
     import logging
 

@@ -1,0 +1,115 @@
+"""How much faster do two workers embed than one, each with one core for its encoder?
+
+    python benchmarks/workers.py [--tasks 1024]
+
+ViT-B-32 and small pictures, so that the encoder is what takes the time. Embedding is asked for once
+the workers have loaded it, and no picture may be fetched twice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import threading
+from collections import Counter
+from contextlib import ExitStack
+from http.server import ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import parts
+
+sys.path.append(str(Path(__file__).parents[1] / "tests" / "integration"))
+
+from fake_label_studio import CONFIG, PROJECT, FakeLabelStudio
+
+from backend.jobs.embed import CHUNK
+from backend.jobs.queue import JobQueue
+from backend.settings import Settings
+from backend.store import Store
+from backend.store.requests import Kind, Request
+from backend.store.tasks import StoredTask
+from backend.supervisor import redis_command
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="one worker, and two")
+    parser.add_argument("--tasks", type=int, default=1024)
+    count = parser.parse_args().tasks
+    with parts.temporary_folder() as folder:
+        weights = str(parts.random_weights(folder, parts.MODEL))
+        taken = {
+            number: embedding(folder / str(number), weights, number, count) for number in (1, 2)
+        }
+    for number, seconds in taken.items():
+        print(f"{number} worker{'s' * (number > 1):2} {count / seconds:7.1f} pictures/s")
+    ratio = taken[1] / taken[2]
+    print(f"a second worker: {ratio:.2f} x; {parts.verdict(ratio, 1.8, at_least=True)}")
+
+
+def embedding(folder: Path, weights: str, workers: int, count: int) -> float:
+    """Return how long so many workers take to embed so many tasks."""
+    label_studio, pictures = FakeLabelStudio(), CountingPictures()
+    environment = {
+        "DATA_DIR": str(folder),
+        "CLIP_MODEL": parts.MODEL,
+        "CLIP_PRETRAINED": weights,
+        "LABEL_STUDIO_URL": label_studio.url,
+        "LABEL_STUDIO_API_KEY": label_studio.token,
+        "OMP_NUM_THREADS": "1",
+    }
+    settings = Settings.read(data_dir=folder)
+    store = Store.open(settings.database)
+    ids = label_studio.add_tasks(*(f"{pictures.url}/{number}" for number in range(count)))
+    with ExitStack() as stack:
+        stack.callback(label_studio.close)
+        stack.callback(pictures.close)
+        stack.enter_context(parts.running(redis_command(settings)))
+        command = [sys.executable, "-m", "backend.cli", "worker"]
+        queue = JobQueue(settings.redis)
+        parts.wait_until(lambda: settings.redis_socket.exists())
+        for _ in range(workers):
+            stack.enter_context(parts.running(command, environment))
+        parts.wait_until(lambda: len(queue.workers()) == workers)
+        store.projects.set_up(PROJECT, label_config=CONFIG)
+        tasks = [StoredTask(i, label_studio.tasks[i]["data"], open=True) for i in ids]
+        store.tasks.mirror(PROJECT, [tasks])
+        chunks = sorted({task_id // CHUNK for task_id in ids})
+
+        def embed() -> None:
+            store.requests.add_all([Request(PROJECT, Kind.EMBED, chunk) for chunk in chunks])
+            parts.wait_until(lambda: store.embeddings.count() == count)
+
+        taken = parts.seconds(embed)
+    store.close()
+    if twice := [path for path, times in pictures.asked.items() if times > 1]:
+        raise SystemExit(f"{len(twice)} pictures were fetched more than once")
+    return taken
+
+
+class CountingPictures:
+    """Small pictures over HTTP, and how often each was asked for."""
+
+    def __init__(self) -> None:
+        self.asked: Counter[str] = Counter()
+        asked, body = self.asked, parts.photograph("PNG", (64, 64))
+
+        class Handler(parts.Pictures):
+            def do_GET(self) -> None:  # noqa: N802 - http.server's name
+                asked[self.path] += 1
+                super().do_GET()
+
+        Handler.body = body
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
+        self._thread.start()
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+
+    def close(self, *_: Any) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+if __name__ == "__main__":
+    main()
