@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 # The least certain tasks are imported first and alone, so that annotators are served them within a
 # second; the others in requests of so many, while which nobody is kept waiting.
 FIRST = 200
-AT_ONCE = 500
+AT_ONCE = 1000
 
 # The head of the queue is what annotators are served, and what their pages may show hours later:
 # a page keeps its task until it is submitted.
