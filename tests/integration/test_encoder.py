@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import copy
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch.nn.functional import normalize
 from backend.clip.encoder import TINY, BackgroundEncoder, Encoder, load_encoder
 from backend.clip.preprocessing import Preprocessing
 from backend.errors import EncoderError, SettingsError
+from tests.integration.conftest import wait_until
 
 
 def picture(colour: object) -> Image.Image:
@@ -90,8 +90,7 @@ def test_threads_that_wait_are_served_together(encoder: Encoder, monkeypatch) ->
         results = [threads.submit(encoder.encode_preprocessed, images[:1])]
         first_is_encoded.wait()
         results += [threads.submit(encoder.encode_preprocessed, [image]) for image in images[1:]]
-        while len(encoder._waiting) < 7:
-            time.sleep(0.01)
+        wait_until(lambda: len(encoder._waiting) == 7, "all others wait")
         others_wait.set()
         vectors = [result.result()[0] for result in results]
 
