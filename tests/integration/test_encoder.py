@@ -175,10 +175,9 @@ def test_vectors_are_open_clip_s(name: str, precision: torch.dtype, encoder: Enc
     assert (ours * expected).sum(axis=1).min() >= 0.999
     if name == "tiny":
         assert ((ours @ texts.T).argmax(axis=1) == (expected @ texts.T).argmax(axis=1)).all()
-    assert all(
-        torch.equal(*pair)
-        for pair in zip(model.state_dict().values(), plain.state_dict().values(), strict=True)
-    )
+    # open_clip leaves CoCa's untrained text projection as the memory was, which may be NaN.
+    for now, before in zip(model.state_dict().values(), plain.state_dict().values(), strict=True):
+        torch.testing.assert_close(now, before, rtol=0, atol=0, equal_nan=True)
 
 
 # Sentences
