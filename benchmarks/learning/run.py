@@ -2,9 +2,9 @@
 
     python benchmarks/learning/run.py --report docs/learning.md
 
-Every curve is a file, so that it goes on where it was stopped; those whose code or data have
-changed are measured again. `--report` puts the tables of what was asked for into a document;
-without it they are printed.
+Curves are kept as they are measured, so that it goes on where it was stopped; those whose code or
+data have changed are measured again, and an empty folder as `--out` measures all of them.
+`--report` puts the tables of what was asked for into a document; without it they are printed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict
+from dataclasses import astuple
 from pathlib import Path
 
 from curves import ALL_HEADS, DATASETS, METHODS, OURS, Point, Task, applies, digest, measure
@@ -44,11 +44,11 @@ OF_ALL_LABELS = (OURS, "linear probe")
 def main() -> None:
     options = parse(sys.argv[1:])
     tasks = list(wanted(options))
-    curves = {task: points for task in tasks if (points := kept(options.out, task)) is not None}
-    missing = [task for task in tasks if task not in curves]
+    kept = Curves(options.out)
+    missing = [task for task in tasks if kept[task] is None]
     for task, points in measured(missing, options.jobs):
-        curves[task] = points
-        keep(options.out, task, points)
+        kept[task] = points
+    curves = {task: points for task in tasks if (points := kept[task]) is not None}
     if len(curves) < len(tasks):
         raise SystemExit(f"{len(tasks) - len(curves)} of {len(tasks)} curves have failed")
     study = Study(options.sets, options.methods, options.heads, options.seeds, curves)
@@ -76,7 +76,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--jobs", type=int, default=2, help="processes of one thread each")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / ".cache" / "results")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--report", type=Path, help="a document with the markers of the tables")
     options = parser.parse_args(arguments)
     if unknown := [name for name in options.methods if name not in METHODS]:
@@ -123,29 +123,48 @@ def measured(tasks: Sequence[Task], jobs: int) -> Iterator[tuple[Task, list[Poin
         executor.shutdown(cancel_futures=True)
 
 
-def kept(folder: Path, task: Task) -> list[Point] | None:
-    """Return the curve that is kept, None where there is none or what made it has changed."""
-    path = _path(folder, task)
-    if not path.exists():
-        return None
-    stored = json.loads(path.read_text())
-    if stored["digest"] != digest(task.kind, task.dataset, task.name):
-        return None
-    return [Point(**point) for point in stored["points"]]
+class Curves:
+    """The measured curves, a file of all seeds for each method or head of each set."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __getitem__(self, task: Task) -> list[Point] | None:
+        """Return a curve, None where there is none or what made it has changed."""
+        rows = self._fresh(task).get(str(task.seed))
+        return rows and [Point(*row) for row in rows]
+
+    def __setitem__(self, task: Task, points: Sequence[Point]) -> None:
+        rows = [[_rounded(value) for value in astuple(point)] for point in points]
+        seeds = {**self._fresh(task), str(task.seed): rows}
+        lines = [
+            f"{json.dumps(seed)}: {json.dumps(seeds[seed])}" for seed in sorted(seeds, key=int)
+        ]
+        with replacing(self._path(task)) as file:
+            file.write(
+                f'{{"digest": "{_digest(task)}", "seeds": {{\n'.encode()
+                + ",\n".join(lines).encode()
+                + b"\n}}\n"
+            )
+
+    def _fresh(self, task: Task) -> dict[str, list[list[float]]]:
+        path = self._path(task)
+        if not path.exists():
+            return {}
+        stored = json.loads(path.read_text())
+        return stored["seeds"] if stored["digest"] == _digest(task) else {}
+
+    def _path(self, task: Task) -> Path:
+        parts = (task.kind, task.dataset, f"{task.name}.json")
+        return self._folder.joinpath(*(part.replace(" ", "-") for part in parts))
 
 
-def keep(folder: Path, task: Task, points: Sequence[Point]) -> None:
-    content = {
-        "digest": digest(task.kind, task.dataset, task.name),
-        "points": [asdict(point) for point in points],
-    }
-    with replacing(_path(folder, task)) as file:
-        file.write(json.dumps(content, indent=1).encode())
+def _digest(task: Task) -> str:
+    return digest(task.kind, task.dataset, task.name)
 
 
-def _path(folder: Path, task: Task) -> Path:
-    parts = (task.kind, task.dataset, task.name, f"{task.seed}.json")
-    return folder.joinpath(*(part.replace(" ", "-") for part in parts))
+def _rounded(value: float) -> float:
+    return value if isinstance(value, int) else float(f"{value:.5g}")
 
 
 if __name__ == "__main__":
