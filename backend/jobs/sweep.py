@@ -75,7 +75,12 @@ def sweep(services: Services, claim: Claim) -> None:
         if any(predictions and task_id not in is_open for task_id, predictions in page.items()):
             store.requests.add(Request(project_id, Kind.SYNC))
         for count in remove_predictions(
-            services.label_studio, project_id, page, found.surplus, movable=found.kept
+            services.label_studio,
+            project_id,
+            page,
+            found.surplus,
+            movable=found.kept,
+            imports_are_slow=project_id in services.slow_imports,
         ):
             removed += count
             if claim.lost.is_set():

@@ -8,6 +8,7 @@ fails with "database is locked"). One request a prediction takes a tenth of a se
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import chain
 
 from backend.errors import LabelStudioError
 from backend.labelstudio.client import LabelStudio, RemotePrediction
@@ -23,26 +24,31 @@ def remove_predictions(
     surplus: Collection[int],
     *,
     movable: Collection[int] = (),
+    imports_are_slow: bool = False,
 ) -> Iterator[int]:
     """Remove the predictions `surplus`, by id, of all that are `present`, by task.
 
-    Yields how many after each request. Of a task that keeps some, they can only be removed one
-    by one, unless what it keeps is `movable`: then all goes and that is imported anew, in a tenth
-    of the time. Between the two the task has no prediction for a moment.
+    Yields how many after each step. Of a task that keeps some, they can only be removed one by
+    one, unless what it keeps is `movable`: then all goes and that is imported anew, in a tenth of
+    the time. Between the two the task has no prediction for a moment, or for as long as all of
+    them take where the import is slow, however few it imports.
     """
     portion: dict[int, Sequence[RemotePrediction]] = {}
+    portions = [portion]
     singles: list[int] = []
     for task_id, predictions in present.items():
         gone = [item.id for item in predictions if item.id in surplus]
         if len(gone) + sum(item.id in movable for item in predictions) < len(predictions):
             singles += gone
         elif gone:
-            portion[task_id] = predictions
             if sum(map(len, portion.values())) >= PORTION:
-                yield _remove_together(client, project_id, portion, surplus)
                 portion = {}
-    if portion:
-        yield _remove_together(client, project_id, portion, surplus)
+                portions.append(portion)
+            portion[task_id] = predictions
+    steps = [portions] if imports_are_slow else [[portion] for portion in portions]
+    for step in steps:
+        if removed := _remove_together(client, project_id, step, surplus):
+            yield removed
     for prediction_id in singles:
         _remove_one(client, prediction_id)
         yield 1
@@ -51,24 +57,30 @@ def remove_predictions(
 def _remove_together(
     client: LabelStudio,
     project_id: int,
-    portion: Mapping[int, Sequence[RemotePrediction]],
+    portions: Sequence[Mapping[int, Sequence[RemotePrediction]]],
     surplus: Collection[int],
 ) -> int:
-    client.delete_predictions_of(project_id, portion.keys())
-    moved = [
-        {
-            "task": item.task,
-            "result": item.result,
-            "score": item.score,
-            "model_version": item.model_version,
-        }
-        for predictions in portion.values()
-        for item in predictions
-        if item.id not in surplus
-    ]
+    gone = 0
+    moved: list[dict[str, object]] = []
+    for portion in portions:
+        if not portion:
+            continue
+        client.delete_predictions_of(project_id, portion.keys())
+        for item in chain.from_iterable(portion.values()):
+            if item.id in surplus:
+                gone += 1
+            else:
+                moved.append(
+                    {
+                        "task": item.task,
+                        "result": item.result,
+                        "score": item.score,
+                        "model_version": item.model_version,
+                    }
+                )
     if moved:
         client.import_predictions(project_id, moved)
-    return sum(map(len, portion.values())) - len(moved)
+    return gone
 
 
 def _remove_one(client: LabelStudio, prediction_id: int) -> None:

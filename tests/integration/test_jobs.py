@@ -956,6 +956,28 @@ def test_sweeping_makes_way_for_what_is_more_urgent_and_goes_on_afterwards(
     assert label_studio.predicted() == label_studio.predicted(version.name) == {ids[0]: 1}
 
 
+def test_where_imports_are_slow_a_sweep_imports_what_stays_in_one_request(
+    services: Services,
+    store: Store,
+    label_studio: FakeLabelStudio,
+    monkeypatch: pytest.MonkeyPatch,
+    nothing_shown: None,
+) -> None:
+    monkeypatch.setattr(removal, "PORTION", 4)
+    ids = label_studio.add_tasks(*shades(10))
+    old = predicted_and_settled(store)
+    version = store.versions.publish(replace(old, fingerprint="f" * 64))
+    do(store, Kind.REFRESH)
+    label_studio.imports.clear()
+    services.slow_imports.add(PROJECT)
+
+    do(store, Kind.SWEEP)
+
+    assert [len(chunk) for chunk in label_studio.imports] == [len(ids)]
+    assert label_studio.predicted() == label_studio.predicted(version.name)
+    assert label_studio.predicted() == dict.fromkeys(ids, 1)
+
+
 def test_sweeping_comes_to_rest(
     services: Services, store: Store, label_studio: FakeLabelStudio, nothing_shown: None
 ) -> None:
