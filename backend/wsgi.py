@@ -9,7 +9,7 @@ from gunicorn.app.base import BaseApplication
 
 from backend import assembly
 from backend.api.routes import ApiServices, create_app
-from backend.clip.encoder import BackgroundEncoder
+from backend.clip.background import BackgroundEncoder
 from backend.logs import configure_logging
 from backend.settings import Settings
 from backend.store import Store

@@ -16,7 +16,7 @@ from backend import __version__
 from backend.api import messages
 from backend.api.auth import check_basic_auth, check_webhook
 from backend.api.monitoring import Metrics
-from backend.clip.encoder import BackgroundEncoder
+from backend.clip.background import BackgroundEncoder
 from backend.errors import (
     AuthenticationError,
     ClipBackendError,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.errors import EncoderError, SettingsError
+from backend.clip.hardware import find_device, find_precision
+from backend.errors import EncoderError
 
 if TYPE_CHECKING:
     import torch
@@ -186,46 +186,6 @@ class _Waiting:
     vectors: Future[NDArray[np.float32]]
 
 
-class BackgroundEncoder:
-    """An encoder that is loaded in a thread while its process already answers."""
-
-    def __init__(self, load: Callable[[], Encoder]) -> None:
-        self._load = load
-        self._ready = threading.Event()
-        self._encoder: Encoder | None = None
-        self._error: EncoderError | None = None
-
-    def start(self) -> None:
-        """Begin to load."""
-        threading.Thread(target=self._run, name="load-encoder", daemon=True).start()
-
-    @property
-    def loaded(self) -> bool:
-        """Whether the encoder can be used at once."""
-        return self._encoder is not None
-
-    def wait(self, timeout: float) -> Encoder:
-        """Return the encoder; raises EncoderError where it cannot be had within `timeout` s."""
-        if not self._ready.wait(timeout):
-            raise EncoderError("CLIP is still being loaded: try again in a moment")
-        if self._encoder is None:
-            raise EncoderError(str(self._error))
-        return self._encoder
-
-    def _run(self) -> None:
-        try:
-            self._encoder = self._load()
-            log.info("encoder loaded identity=%s", self._encoder.identity)
-        except (EncoderError, SettingsError) as error:
-            log.error("encoder not loaded: %s", error)
-            self._error = EncoderError(str(error))
-        except Exception:
-            self._error = EncoderError("CLIP cannot be loaded: see the log of the backend")
-            raise
-        finally:
-            self._ready.set()
-
-
 def load_encoder(name: str, pretrained: str | None, device: str, precision: str) -> Encoder:
     """Load a CLIP: `name` an open_clip architecture or `tiny`, `pretrained` a tag or a path.
 
@@ -243,8 +203,8 @@ def load_encoder(name: str, pretrained: str | None, device: str, precision: str)
             f"CLIP_PRETRAINED: {pretrained!r} is neither a file nor weights known for {name} "
             f"({', '.join(known) or 'none are'})"
         )
-    torch_device = _device(device)
-    torch_precision = _precision(precision, torch_device)
+    torch_device = find_device(device)
+    torch_precision = find_precision(precision, torch_device)
     try:
         model, _, preprocess = open_clip.create_model_and_transforms(name, pretrained=pretrained)
         tokenize = open_clip.get_tokenizer(name)
@@ -283,8 +243,8 @@ def restore_encoder(
     from backend.clip.preprocessing import Preprocessing
 
     preparation = open_clip.get_pretrained_cfg(name, _resolve(name, pretrained))
-    torch_device = _device(device)
-    torch_precision = _precision(precision, torch_device)
+    torch_device = find_device(device)
+    torch_precision = find_precision(precision, torch_device)
     try:
         with _expecting_random_weights():
             model, _, preprocess = open_clip.create_model_and_transforms(
@@ -339,52 +299,6 @@ def _expecting_random_weights() -> Iterator[None]:
         yield
     finally:
         root.removeFilter(other)
-
-
-def _device(wanted: str) -> torch.device:
-    import torch
-    from joblib import cpu_count
-
-    # A container may have fewer cores than its machine, which torch does not see.
-    torch.set_num_threads(min(torch.get_num_threads(), cpu_count()))
-    if wanted == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        if torch.backends.mps.is_available():
-            return torch.device("mps")
-        return torch.device("cpu")
-    try:
-        device = torch.device(wanted)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError):
-        raise SettingsError(
-            f"DEVICE: this machine or this torch has no {wanted!r}; use auto or cpu"
-        ) from None
-    return device
-
-
-def _precision(wanted: str, device: torch.device) -> torch.dtype:
-    import torch
-
-    named = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if wanted in named:
-        return named[wanted]
-    if wanted != "auto":
-        raise SettingsError(f"PRECISION: {wanted!r} is none of auto, {', '.join(named)}")
-    if device.type == "cuda":
-        emulated = not torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.float16 if emulated else torch.bfloat16
-    if device.type == "cpu" and _cpu_computes_bfloat16():
-        return torch.bfloat16
-    return torch.float32
-
-
-def _cpu_computes_bfloat16() -> bool:
-    import torch
-
-    # Where these are missing or false, bfloat16 is emulated and slower than float32.
-    checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-    return any(bool(getattr(torch.cpu, check, lambda: False)()) for check in checks)
 
 
 def _for_pictures(model: Any, precision: torch.dtype) -> Any:

@@ -16,7 +16,8 @@ from backend import assembly
 from backend.api import routes
 from backend.api.auth import SECRET_HEADER, digest
 from backend.api.routes import ApiServices, create_app
-from backend.clip.encoder import BackgroundEncoder, Encoder
+from backend.clip.background import BackgroundEncoder
+from backend.clip.encoder import Encoder
 from backend.errors import EncoderError
 from backend.labelstudio.config import parse_labeling_config
 from backend.prediction import Predictor

@@ -14,7 +14,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import normalize
 
-from backend.clip.encoder import TINY, BackgroundEncoder, Encoder, load_encoder
+from backend.clip.background import BackgroundEncoder
+from backend.clip.encoder import TINY, Encoder, load_encoder
 from backend.clip.preprocessing import Preprocessing
 from backend.errors import EncoderError, SettingsError
 from tests.integration.conftest import wait_until
