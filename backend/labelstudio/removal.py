@@ -33,22 +33,18 @@ def remove_predictions(
     the time. Between the two the task has no prediction for a moment, or for as long as all of
     them take where the import is slow, however few it imports.
     """
-    portion: dict[int, Sequence[RemotePrediction]] = {}
-    portions = [portion]
+    portions: list[dict[int, Sequence[RemotePrediction]]] = []
     singles: list[int] = []
     for task_id, predictions in present.items():
         gone = [item.id for item in predictions if item.id in surplus]
         if len(gone) + sum(item.id in movable for item in predictions) < len(predictions):
             singles += gone
         elif gone:
-            if sum(map(len, portion.values())) >= PORTION:
-                portion = {}
-                portions.append(portion)
-            portion[task_id] = predictions
-    steps = [portions] if imports_are_slow else [[portion] for portion in portions]
-    for step in steps:
-        if removed := _remove_together(client, project_id, step, surplus):
-            yield removed
+            if not portions or sum(map(len, portions[-1].values())) >= PORTION:
+                portions.append({})
+            portions[-1][task_id] = predictions
+    for step in [portions] if imports_are_slow else [[portion] for portion in portions]:
+        yield _remove_together(client, project_id, step, surplus)
     for prediction_id in singles:
         _remove_one(client, prediction_id)
         yield 1
@@ -63,8 +59,6 @@ def _remove_together(
     gone = 0
     moved: list[dict[str, object]] = []
     for portion in portions:
-        if not portion:
-            continue
         client.delete_predictions_of(project_id, portion.keys())
         for item in chain.from_iterable(portion.values()):
             if item.id in surplus:
