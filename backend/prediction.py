@@ -273,7 +273,7 @@ class Predictor:
     def _prepare(self, body: bytes) -> _Prepared:
         digest = sha256(body).hexdigest()
         with self._decoding:
-            image = decode(body, self._limits)
+            image = decode(body, self._limits, self.encoder.preprocess.enough)
             return _Prepared(digest, self.encoder.preprocess(image))
 
     def _encode(

@@ -1,9 +1,12 @@
 """How much faster do two workers embed than one, each with one core for its encoder?
 
     python benchmarks/workers.py [--tasks 1024]
+    python benchmarks/workers.py --simulated 1 2 4 8
 
 ViT-B-32 and small pictures, so that the encoder is what takes the time. Embedding is asked for once
-the workers have loaded it, and no picture may be fetched twice.
+the workers have loaded it, and no picture may be fetched twice. `--simulated` is for more workers
+than there are cores: the shipped CLIP, and a pause for each picture in place of the time that
+another core or machine would compute.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import argparse
 import sys
 import threading
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from http.server import ThreadingHTTPServer
 from pathlib import Path
@@ -31,29 +35,62 @@ from backend.store.requests import Kind, Request
 from backend.store.tasks import StoredTask
 from backend.supervisor import redis_command
 
+# What ViT-B-32 takes for a picture on one core, in seconds.
+PAUSE = 0.05
+
+WORKER = [sys.executable, "-m", "backend.cli", "worker"]
+SIMULATED_WORKER = [
+    sys.executable,
+    "-c",
+    f"""
+import sys, time
+from backend import cli
+from backend.clip.encoder import Encoder
+encode = Encoder.encode_preprocessed
+def encode_after_a_pause(self, images):
+    time.sleep({PAUSE} * len(images))
+    return encode(self, images)
+Encoder.encode_preprocessed = encode_after_a_pause
+sys.argv = ["clip-backend", "worker"]
+cli.main()
+""",
+]
+
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="one worker, and two")
+    parser = argparse.ArgumentParser(description="one worker, and more")
     parser.add_argument("--tasks", type=int, default=1024)
-    count = parser.parse_args().tasks
+    parser.add_argument("--simulated", type=int, nargs="+", metavar="WORKERS")
+    arguments = parser.parse_args()
+    count = arguments.tasks
     with parts.temporary_folder() as folder:
-        weights = str(parts.random_weights(folder, parts.MODEL))
+        if arguments.simulated:
+            command, model = SIMULATED_WORKER, {"CLIP_MODEL": "tiny"}
+        else:
+            weights = parts.random_weights(folder, parts.MODEL)
+            command, model = WORKER, {"CLIP_MODEL": parts.MODEL, "CLIP_PRETRAINED": str(weights)}
         taken = {
-            number: embedding(folder / str(number), weights, number, count) for number in (1, 2)
+            number: embedding(folder / str(number), command, model, number, count)
+            for number in arguments.simulated or (1, 2)
         }
+    fewest = min(taken)
     for number, seconds in taken.items():
-        print(f"{number} worker{'s' * (number > 1):2} {count / seconds:7.1f} pictures/s")
-    ratio = taken[1] / taken[2]
-    print(f"a second worker: {ratio:.2f} x; {parts.verdict(ratio, 1.8, at_least=True)}")
+        ratio = taken[fewest] / seconds
+        goal = ""
+        if (fewest, number) == (1, 2):
+            goal = f"; {parts.verdict(ratio, 1.8, at_least=True)}"
+        named = f"{number} worker{'s' * (number > 1)}"
+        print(f"{named:10} {count / seconds:7.1f} pictures/s {ratio:6.2f} x{goal}")
 
 
-def embedding(folder: Path, weights: str, workers: int, count: int) -> float:
+def embedding(
+    folder: Path, command: Sequence[str], model: Mapping[str, str], workers: int, count: int
+) -> float:
     """Return how long so many workers take to embed so many tasks."""
     label_studio, pictures = FakeLabelStudio(), CountingPictures()
     environment = {
+        **model,
         "DATA_DIR": str(folder),
-        "CLIP_MODEL": parts.MODEL,
-        "CLIP_PRETRAINED": weights,
         "LABEL_STUDIO_URL": label_studio.url,
         "LABEL_STUDIO_API_KEY": label_studio.token,
         "OMP_NUM_THREADS": "1",
@@ -65,7 +102,6 @@ def embedding(folder: Path, weights: str, workers: int, count: int) -> float:
         stack.callback(label_studio.close)
         stack.callback(pictures.close)
         stack.enter_context(parts.running(redis_command(settings)))
-        command = [sys.executable, "-m", "backend.cli", "worker"]
         queue = JobQueue(settings.redis)
         parts.wait_until(lambda: settings.redis_socket.exists())
         for _ in range(workers):

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
+from PIL import Image
 from torchvision.transforms import Compose, Normalize, Resize
 from torchvision.transforms.v2 import PILToTensor
 from torchvision.transforms.v2 import Resize as ResizeBytes
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
     from torch import Tensor
+
+# How much finer than what CLIP sees a picture must be, so that it may be decoded no finer: at 3.2
+# times, the vectors' cosines to the plain path's were 0.9994 at least, on photographs and on noise;
+# at twice, 0.998.
+_FINER = 3.2
 
 
 class Preprocessing:
@@ -19,6 +25,8 @@ class Preprocessing:
     Pillow's resizing takes longer than to decode a picture. Torch's does the same to bytes with
     vector instructions. What waits for the encoder and is copied to its device are bytes too:
     to normalise them is the device's work.
+
+    `enough` is how many pixels each side of a picture must have that more make no difference.
     """
 
     def __init__(self, transform: Compose) -> None:
@@ -33,11 +41,13 @@ class Preprocessing:
             steps.append(PILToTensor())
         self._pixels = Compose(steps)
         self._normalize = normalize
+        seen = self(Image.new("RGB", (1, 1)))
+        self.enough = math.ceil(_FINER * max(seen.shape[1:]))
 
     def __repr__(self) -> str:
         return f"{self._pixels} {self._normalize}"
 
-    def __call__(self, image: Image) -> Tensor:
+    def __call__(self, image: Image.Image) -> Tensor:
         """Return the pixels [3, H, W] uint8 that CLIP sees of an RGB picture."""
         pixels: Tensor = self._pixels(image)
         return pixels

@@ -32,8 +32,11 @@ class ImageLimits:
     attempts: int
 
 
-def decode(data: bytes, limits: ImageLimits) -> Image.Image:
+def decode(data: bytes, limits: ImageLimits, enough: int | None = None) -> Image.Image:
     """Decode a picture as an annotator sees it: upright, on white, 8 bits, RGB, first frame.
+
+    A large JPEG is decoded at a half, a quarter or an eighth of its size, in a fraction of the
+    time, where both sides keep at least `enough` pixels.
 
     Raises ImageError for what is no picture, is broken or cut off, or has too many pixels.
     """
@@ -44,6 +47,8 @@ def decode(data: bytes, limits: ImageLimits) -> Image.Image:
             raise ImageError(
                 f"the picture has {width} x {height} pixels; the limit is {limits.max_pixels}"
             )
+        if enough is not None:
+            _shrink(image, enough)
         image.load()
         turn = _turn(image)
         picture = to_rgb(image)
@@ -69,6 +74,17 @@ def _open(data: bytes) -> ImageFile.ImageFile:
         if accepted:
             return factory(BytesIO(data), "")
     raise _not_a_picture(data)
+
+
+def _shrink(image: ImageFile.ImageFile, enough: int) -> None:
+    width, height = image.size
+    for scale in (8, 4, 2):
+        # A side that is no multiple would be stretched by part of a pixel.
+        fits = width % scale == 0 and height % scale == 0
+        if fits and min(width, height) >= scale * enough:
+            # Does nothing in formats that cannot.
+            image.draft(None, (width // scale, height // scale))
+            return
 
 
 def _not_a_picture(data: bytes) -> ImageError:

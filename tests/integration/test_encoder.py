@@ -4,6 +4,7 @@ import copy
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from backend.clip.background import BackgroundEncoder
 from backend.clip.encoder import TINY, Encoder, load_encoder
 from backend.clip.preprocessing import Preprocessing
 from backend.errors import EncoderError, SettingsError
+from backend.labelstudio.decoding import ImageLimits, decode
 from tests.integration.conftest import wait_until
 
 
@@ -147,6 +149,24 @@ def test_pixels_are_open_clip_s_within_a_level(
     stretched = mode == "squash" and size == (31, 500)
     assert difference.max() < (5.01 if stretched else 1.01)
     assert difference.mean() < (0.5 if stretched else 0.05)
+
+
+@pytest.mark.parametrize("size", [(1648, 1648), (824, 1000), (416, 416)])
+@pytest.mark.parametrize("noise", [False, True])
+def test_a_jpeg_that_is_decoded_smaller_is_the_same_to_the_encoder(
+    size: tuple[int, int], noise: bool, encoder: Encoder
+) -> None:
+    levels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    file = BytesIO()
+    (Image.fromarray(levels) if noise else photograph(0, size)).save(file, "JPEG", quality=90)
+    limits = ImageLimits(max_bytes=10**8, max_pixels=10**8, timeout=1.0, attempts=1)
+    smaller = decode(file.getvalue(), limits, encoder.preprocess.enough)
+    whole = decode(file.getvalue(), limits)
+    assert smaller.size[0] < whole.size[0]
+
+    vectors = encoder.encode_images([smaller, whole])
+
+    assert vectors[0] @ vectors[1] >= 0.999
 
 
 @pytest.mark.parametrize("name", ["tiny", "ViT-B-32", "coca_ViT-B-32"])

@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import struct
 import zlib
+from dataclasses import replace
 from io import BytesIO
 
 import numpy as np
@@ -44,6 +45,25 @@ def test_common_raster_formats_are_read(kind: str) -> None:
     result = decoded(Image.new("RGB", (12, 8), RED), kind)
     assert result.size == (12, 8)
     assert np.abs(np.asarray(result).astype(int) - RED).max() <= 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "expected"),
+    [
+        ("JPEG", (800, 400), (100, 50)),
+        ("JPEG", (800, 392), (200, 98)),  # an eighth would be smaller than what is needed
+        ("JPEG", (804, 800), (201, 200)),  # no multiple of eight
+        ("JPEG", (801, 800), (801, 800)),
+        ("JPEG", (80, 60), (80, 60)),
+        ("PNG", (800, 400), (800, 400)),
+    ],
+)
+def test_a_large_jpeg_is_decoded_no_finer_than_is_needed(
+    kind: str, size: tuple[int, int], expected: tuple[int, int]
+) -> None:
+    limits = replace(LIMITS, max_pixels=1_000_000)
+
+    assert decode(encoded(Image.new("RGB", size), kind), limits, 50).size == expected
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
