@@ -9,7 +9,7 @@ PIP_ARGS ?=
 BENCHMARKS := start webhook_latency scoring training store growth workers predict reordering
 DEMO_ARGS := $(if $(AUTO),--auto)
 
-.PHONY: help install demo test lint format bench bench-learning clean
+.PHONY: help install demo test lint format bench bench-learning soak clean
 
 help:
 	@echo "make demo          a real Label Studio with a project of drawn pictures, connected"
@@ -20,6 +20,7 @@ help:
 	@echo "make bench         the benchmarks"
 	@echo "make bench-learning"
 	@echo "                   strategies and heads against other libraries' (hours; can be stopped)"
+	@echo "make soak          an hour of annotators, imports, deletions and kills, and what is left"
 	@echo "make clean         remove what make has installed and the demo's data"
 
 install: $(VENV)/.installed
@@ -65,6 +66,9 @@ bench: $(VENV)/.installed $(LABEL_STUDIO)/.installed
 bench-learning: $(VENV)/.installed-benchmark
 	@echo "==> benchmarks/learning (hours; it goes on where it was stopped)"
 	@$(BIN)/python benchmarks/learning/run.py --report docs/learning.md
+
+soak: $(VENV)/.installed $(LABEL_STUDIO)/.installed
+	@$(BIN)/python -m pytest tests/e2e/test_soak.py -s --soak-minutes 60
 
 $(VENV)/.installed-benchmark: benchmarks/learning/requirements.txt $(VENV)/.installed
 	@echo "==> installing what to compare with"

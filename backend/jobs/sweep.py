@@ -56,6 +56,10 @@ def sweep(services: Services, claim: Claim) -> None:
     surplus: Counter[str] = Counter()
     removed = 0
     for page in services.label_studio.predictions(project_id):
+        if _is_superseded(services, active, project_id):
+            # Another worker's refresh adds predictions that would look superseded.
+            store.requests.add(claim.request)
+            return
         found = _Found()
         for task_id, predictions in page.items():
             found.look_at(
@@ -123,6 +127,11 @@ class _Found:
         else:
             self.kept.update(item.id for item in current[:1])
             self.surplus.update(item.id for item in ours if item not in current[:1])
+
+
+def _is_superseded(services: Services, active: str, project_id: int) -> bool:
+    project = services.store.projects.get(project_id)
+    return project is not None and project.model_version != active
 
 
 def _something_urgent(services: Services) -> bool:

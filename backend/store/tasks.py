@@ -190,19 +190,27 @@ class Tasks:
             )
 
     def shown(self, project_id: int, limit: int) -> set[int]:
-        """Return the open tasks that pages may show, those that came to be shown last."""
-        query = (
-            sa.select(tasks.c.id)
-            .where(
-                tasks.c.project_id == project_id,
-                tasks.c.open.is_(True),
-                tasks.c.shown_until > time.time(),
-            )
-            .order_by(tasks.c.shown_until.desc())
-            .limit(limit)
-        )
+        """Return the tasks that pages may show, those that came to be shown last.
+
+        At most `limit` open ones, and as many that somebody has finished meanwhile: another
+        annotator may have been served them at the same time.
+        """
+        found: set[int] = set()
         with self._database.read() as connection:
-            return set(connection.scalars(query))
+            for is_open in (True, False):
+                found.update(
+                    connection.scalars(
+                        sa.select(tasks.c.id)
+                        .where(
+                            tasks.c.project_id == project_id,
+                            tasks.c.open.is_(is_open),
+                            tasks.c.shown_until > time.time(),
+                        )
+                        .order_by(tasks.c.shown_until.desc())
+                        .limit(limit)
+                    )
+                )
+        return found
 
     def predicted(self, project_id: int, model_version: str) -> set[int]:
         """Return the tasks that carry that version's prediction."""

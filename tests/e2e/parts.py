@@ -142,18 +142,18 @@ class LabelledProject(AnnotatedProject):
         super().__init__(url, token, project_id)
         self.client = LabelStudio(url, token)
         self.truth: dict[str, str] = {}
-        self._raw = httpx.Client(
+        self.raw = httpx.Client(
             base_url=url, headers={"Authorization": f"Token {token}"}, timeout=60
         )
 
     def close(self) -> None:
         super().close()
         self.client.close()
-        self._raw.close()
+        self.raw.close()
 
     def api(self, method: str, path: str, **arguments: Any) -> Any:
         """Call Label Studio's API; return the JSON of its answer."""
-        response = self._raw.request(method, path, **arguments)
+        response = self.raw.request(method, path, **arguments)
         assert response.is_success, f"{method} {path}: {response.status_code} {response.text[:300]}"
         return response.json() if response.content else None
 

@@ -98,16 +98,17 @@ def test_predictions_can_be_unrecorded(store: Store) -> None:
     assert store.tasks.predicted(PROJECT, "v1") == {1, 3}
 
 
-def test_open_tasks_that_pages_may_show_are_known_for_a_while(store: Store) -> None:
-    mirrored(store, task(1), task(2), task(3), task(4, is_open=False))
+def test_tasks_that_pages_may_show_are_known_for_a_while(store: Store) -> None:
+    finished = (task(4, is_open=False), task(5, is_open=False))
+    mirrored(store, task(1), task(2), task(3), *finished)
     store.tasks.mark_shown(PROJECT, [2], -1)
     store.tasks.mark_shown(PROJECT, [1, 4], 60)
-    store.tasks.mark_shown(PROJECT, [3], 120)
+    store.tasks.mark_shown(PROJECT, [3, 5], 120)
 
-    assert store.tasks.shown(PROJECT, 10) == {1, 3}
-    assert store.tasks.shown(PROJECT, 1) == {3}
+    assert store.tasks.shown(PROJECT, 10) == {1, 3, 4, 5}
+    assert store.tasks.shown(PROJECT, 1) == {3, 5}
     assert store.tasks.shown(OTHER, 10) == set()
-    assert store.tasks.states(PROJECT) == {1: True, 2: True, 3: True, 4: False}
+    assert store.tasks.states(PROJECT) == {1: True, 2: True, 3: True, 4: False, 5: False}
 
 
 def test_a_range_of_tasks_includes_its_start_and_not_its_end(store: Store) -> None:
