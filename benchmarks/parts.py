@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -140,6 +141,19 @@ def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])
+
+
+def children(process: int) -> list[int]:
+    return [
+        int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    ]
+
+
+def resident_memory(process: int) -> float:
+    """Return what a process and its children hold, in MiB."""
+    found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{process}/status").read_text())
+    own = int(found[1]) / 1024 if found else 0.0
+    return own + sum(resident_memory(child) for child in children(process))
 
 
 def label_config(labels: int = LABELS) -> str:

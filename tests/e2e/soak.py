@@ -195,15 +195,21 @@ class Soak:
     def _measure(self, _draw: random.Random) -> None:
         for process, pid in _pids(self._backend).items():
             with suppress(OSError):
-                status = Path(f"/proc/{pid}/status").read_text()
-                if found := re.search(r"VmRSS:\s+(\d+) kB", status):
-                    sample = (self._elapsed(), int(found[1]) / 1024)
-                    self.outcome.memory[process].append(sample)
+                self.outcome.memory[process].append((self._elapsed(), resident_memory(pid)))
 
     def _annotated(self) -> list[Any]:
         return [
             task for page in self._project.client.annotated_tasks(self._project.id) for task in page
         ]
+
+
+def resident_memory(pid: int) -> float:
+    """Return what a process and its children hold, in MiB; raises OSError where it is gone."""
+    process = Path(f"/proc/{pid}")
+    found = re.search(r"VmRSS:\s+(\d+) kB", (process / "status").read_text())
+    children = (process / "task" / str(pid) / "children").read_text().split()
+    own = int(found[1]) / 1024 if found else 0.0
+    return own + sum(resident_memory(int(child)) for child in children)
 
 
 def assert_nothing_is_lost(backend: RunningBackend, project: LabelledProject) -> None:
