@@ -11,7 +11,7 @@ import httpx
 from rich.console import Console
 
 from backend import assembly
-from backend.errors import ClipBackendError
+from backend.errors import ClipBackendError, ImageHostError
 from backend.jobs.queue import JobQueue
 from backend.labelstudio.client import LabelStudio, RemoteProject
 from backend.labelstudio.config import LabelingConfig, image_source, parse_labeling_config
@@ -263,20 +263,24 @@ def _images(
     if not tasks or not config.controls:
         yield Finding(link, True, "no task to look at")
         return
-    problems = []
+    problems: list[tuple[int, ClipBackendError]] = []
     with assembly.image_fetcher(settings, client) as images:
         for task in tasks:
             for control in config.controls:
                 try:
                     images.fetch(image_source(control, task.data), task.id)
                 except ClipBackendError as error:
-                    problems.append(f"task {task.id}: {error}")
-    yield Finding(
-        link,
-        not problems,
-        problems[0] if problems else f"{len(tasks)} looked at, all can be fetched",
-        "check the token's rights, the storage's settings in Label Studio, and the task's data",
+                    problems.append((task.id, error))
+    if not problems:
+        yield Finding(link, True, f"{len(tasks)} looked at, all can be fetched")
+        return
+    task_id, problem = problems[0]
+    mend = (
+        "list that host in IMAGE_HOSTS and start the backend anew, if you trust it"
+        if isinstance(problem, ImageHostError)
+        else "check the token's rights, the storage's settings in Label Studio, and the task's data"
     )
+    yield Finding(link, False, f"task {task_id}: {problem}", mend)
 
 
 def _wrong(link: str, error: ClipBackendError, mend: str) -> Finding:

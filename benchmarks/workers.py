@@ -56,6 +56,7 @@ def embedding(folder: Path, weights: str, workers: int, count: int) -> float:
         "CLIP_PRETRAINED": weights,
         "LABEL_STUDIO_URL": label_studio.url,
         "LABEL_STUDIO_API_KEY": label_studio.token,
+        "IMAGE_HOSTS": "127.0.0.1",
         "OMP_NUM_THREADS": "1",
     }
     settings = Settings.read(data_dir=folder)
