@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -59,6 +60,20 @@ def names(monkeypatch: pytest.MonkeyPatch) -> Names:
     names = Names()
     monkeypatch.setattr(socket, "getaddrinfo", names.getaddrinfo)
     return names
+
+
+@pytest.fixture
+def connections(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float]]:
+    """The addresses that are connected to, and how long each may take."""
+    tried: list[tuple[str, float]] = []
+    connect = socket.create_connection
+
+    def create_connection(address: tuple[str, int], timeout: float, **options: Any) -> object:
+        tried.append((address[0], timeout))
+        return connect(address, timeout, **options)
+
+    monkeypatch.setattr(socket, "create_connection", create_connection)
+    return tried
 
 
 @pytest.fixture(autouse=True)
@@ -185,16 +200,25 @@ def test_a_name_is_connected_to_at_the_address_that_was_checked(serve, names: Na
     assert names.asked == ["rebinding.test"]
 
 
-def test_addresses_of_a_name_that_are_not_allowed_are_left_out(serve, names: Names) -> None:
+def test_addresses_of_a_name_that_are_not_allowed_are_left_out(
+    serve, names: Names, connections: list[tuple[str, float]]
+) -> None:
     server = serve()
     names.addresses = {"both.test": ["10.0.0.1", "127.0.0.1"]}
     assert fetch(f"{at('both.test', server.url)}/a.png", allowed="127.0.0.1") == PICTURE
+    assert [address for address, _ in connections] == ["127.0.0.1"]
 
 
-def test_the_next_address_of_a_name_is_tried_where_one_does_not_answer(serve, names: Names) -> None:
+def test_an_address_that_does_not_answer_leaves_time_for_the_next(
+    serve, names: Names, connections: list[tuple[str, float]]
+) -> None:
     server = serve()
     names.addresses = {"two.test": ["::1", "127.0.0.1"]}
-    assert fetch(f"{at('two.test', server.url)}/a.png", allowed="two.test") == PICTURE
+    url = f"{at('two.test', server.url)}/a.png"
+    assert fetch(url, allowed="two.test", limits=within(20)) == PICTURE
+    (first, its_share), (second, _) = connections
+    assert [first, second] == ["::1", "127.0.0.1"]
+    assert its_share <= 10
 
 
 def test_what_a_private_name_stands_for_and_whether_it_exists_is_not_told(names: Names) -> None:
