@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,9 +56,15 @@ def examine(settings: Settings, project_ids: list[int]) -> bool:
 
 
 def _findings(settings: Settings, project_ids: list[int]) -> Iterator[Finding]:
+    with ExitStack() as opened:
+        yield from _links(settings, project_ids, opened)
+
+
+def _links(settings: Settings, project_ids: list[int], opened: ExitStack) -> Iterator[Finding]:
     store: Store | None = None
     try:
         store = Store.open(settings.database)
+        opened.callback(store.close)
         yield Finding("database", True, "can be used")
     except ClipBackendError as error:
         yield _wrong("database", error, "set DATABASE_URL or DATA_DIR")
@@ -67,6 +74,7 @@ def _findings(settings: Settings, project_ids: list[int]) -> Iterator[Finding]:
     client: LabelStudio | None = None
     try:
         client = assembly.label_studio(settings)
+        opened.callback(client.close)
         yield Finding("Label Studio", True, f"{client.version()} at {client.url}")
         yield Finding("token", True, f"of {client.user()}")
     except ClipBackendError as error:
@@ -85,11 +93,11 @@ def _findings(settings: Settings, project_ids: list[int]) -> Iterator[Finding]:
 
 
 def _queue(settings: Settings) -> Iterator[Finding]:
-    queue = JobQueue(settings.redis)
     try:
-        queue.check()
-        lengths = queue.lengths()
-        workers = queue.workers()
+        with closing(JobQueue(settings.redis)) as queue:
+            queue.check()
+            lengths = queue.lengths()
+            workers = queue.workers()
     except ClipBackendError as error:
         yield _wrong("Redis", error, "clip-backend up")
         return
