@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from backend.addresses import AllowedHosts
 from backend.labelstudio.client import LabelStudio
 from backend.labelstudio.decoding import ImageLimits
 from backend.labelstudio.images import ImageFetcher
@@ -35,6 +36,7 @@ def image_fetcher(settings: Settings, client: LabelStudio | None) -> ImageFetche
     return ImageFetcher(
         label_studio_url=settings.label_studio_url,
         authorization=None if client is None else client.authorization,
+        allowed=AllowedHosts.parse(settings.image_hosts),
         limits=image_limits(settings),
         connections=settings.image_connections,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ import httpx
 from rich.console import Console
 
 from backend import assembly
-from backend.errors import ClipBackendError
+from backend.errors import ClipBackendError, ImageHostError
 from backend.jobs.queue import JobQueue
 from backend.labelstudio.client import LabelStudio, RemoteProject
 from backend.labelstudio.config import LabelingConfig, image_source, parse_labeling_config
@@ -55,9 +56,15 @@ def examine(settings: Settings, project_ids: list[int]) -> bool:
 
 
 def _findings(settings: Settings, project_ids: list[int]) -> Iterator[Finding]:
+    with ExitStack() as opened:
+        yield from _links(settings, project_ids, opened)
+
+
+def _links(settings: Settings, project_ids: list[int], opened: ExitStack) -> Iterator[Finding]:
     store: Store | None = None
     try:
         store = Store.open(settings.database)
+        opened.callback(store.close)
         yield Finding("database", True, "can be used")
     except ClipBackendError as error:
         yield _wrong("database", error, "set DATABASE_URL or DATA_DIR")
@@ -67,6 +74,7 @@ def _findings(settings: Settings, project_ids: list[int]) -> Iterator[Finding]:
     client: LabelStudio | None = None
     try:
         client = assembly.label_studio(settings)
+        opened.callback(client.close)
         yield Finding("Label Studio", True, f"{client.version()} at {client.url}")
         yield Finding("token", True, f"of {client.user()}")
     except ClipBackendError as error:
@@ -85,11 +93,11 @@ def _findings(settings: Settings, project_ids: list[int]) -> Iterator[Finding]:
 
 
 def _queue(settings: Settings) -> Iterator[Finding]:
-    queue = JobQueue(settings.redis)
     try:
-        queue.check()
-        lengths = queue.lengths()
-        workers = queue.workers()
+        with closing(JobQueue(settings.redis)) as queue:
+            queue.check()
+            lengths = queue.lengths()
+            workers = queue.workers()
     except ClipBackendError as error:
         yield _wrong("Redis", error, "clip-backend up")
         return
@@ -263,20 +271,24 @@ def _images(
     if not tasks or not config.controls:
         yield Finding(link, True, "no task to look at")
         return
-    problems = []
+    problems: list[tuple[int, ClipBackendError]] = []
     with assembly.image_fetcher(settings, client) as images:
         for task in tasks:
             for control in config.controls:
                 try:
                     images.fetch(image_source(control, task.data), task.id)
                 except ClipBackendError as error:
-                    problems.append(f"task {task.id}: {error}")
-    yield Finding(
-        link,
-        not problems,
-        problems[0] if problems else f"{len(tasks)} looked at, all can be fetched",
-        "check the token's rights, the storage's settings in Label Studio, and the task's data",
+                    problems.append((task.id, error))
+    if not problems:
+        yield Finding(link, True, f"{len(tasks)} looked at, all can be fetched")
+        return
+    task_id, problem = problems[0]
+    mend = (
+        "list that host in IMAGE_HOSTS and start the backend anew, if you trust it"
+        if isinstance(problem, ImageHostError)
+        else "check the token's rights, the storage's settings in Label Studio, and the task's data"
     )
+    yield Finding(link, False, f"task {task_id}: {problem}", mend)
 
 
 def _wrong(link: str, error: ClipBackendError, mend: str) -> Finding:

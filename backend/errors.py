@@ -8,6 +8,7 @@ ClipBackendError
 ├── LabelingConfigError (400)   a labeling config that cannot be read
 ├── TaskError                   one task that cannot be predicted
 │   └── ImageError              its picture cannot be had
+│       └── ImageHostError      IMAGE_HOSTS does not allow where it is
 ├── LabelStudioError (502)      Label Studio refused
 │   └── LabelStudioUnreachableError
 ├── EncoderError (503)          CLIP cannot be loaded
@@ -74,6 +75,13 @@ class ImageError(TaskError):
     def __init__(self, message: str, *, permanent: bool = True) -> None:
         super().__init__(message)
         self.permanent = permanent
+
+
+class ImageHostError(ImageError):
+    """IMAGE_HOSTS does not allow the host of a task's picture; a changed setting mends that."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, permanent=False)
 
 
 class LabelStudioError(ClipBackendError):

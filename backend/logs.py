@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
 
 
 def configure_logging(level: str) -> None:
@@ -17,3 +18,6 @@ def configure_logging(level: str) -> None:
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("backend").setLevel(level)
     logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
+    # Pillow's are about what a picture's file says, thousands for one file: anybody could fill the
+    # log with them, and the memory too, where Python keeps which it has shown.
+    warnings.filterwarnings("ignore", module=r"PIL\.")

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from backend.addresses import AllowedHosts
 from backend.errors import RequestError, SettingsError
 
 # The longest path that a Unix socket can have is 107 bytes on Linux and 103 on macOS.
@@ -171,6 +172,12 @@ class Settings(BaseSettings):
     port: int = Field(9090, ge=1, le=65_535, description="Port that the API listens on")
     threads: int = Field(16, ge=2, le=512, description="Threads that answer requests")
     log_level: str = Field("INFO", description="`DEBUG`, `INFO`, `WARNING` or `ERROR`")
+    image_hosts: str = Field(
+        "public",
+        description="Where pictures may come from besides Label Studio: a comma-separated list of "
+        "host names, `*.example.com`, addresses, networks such as `10.0.0.0/8`, each with a port "
+        "or without, and `public` for every public address",
+    )
     image_max_bytes: int = Field(50_000_000, ge=1_000, description="Largest picture file, in bytes")
     image_max_pixels: int = Field(100_000_000, ge=1_000, description="Largest picture, in pixels")
     image_timeout: float = Field(
@@ -195,6 +202,12 @@ class Settings(BaseSettings):
         if parts.username or parts.password:
             raise ValueError("must not contain credentials; use LABEL_STUDIO_API_KEY")
         return value.rstrip("/")
+
+    @field_validator("image_hosts")
+    @classmethod
+    def _is_list_of_hosts(cls, value: str) -> str:
+        AllowedHosts.parse(value)
+        return value
 
     @field_validator("precision")
     @classmethod

@@ -23,6 +23,7 @@ import numpy as np
 import parts
 import torch
 
+from backend.addresses import AllowedHosts
 from backend.clip.encoder import load_encoder
 from backend.jobs.refresh import refresh
 from backend.jobs.services import Services
@@ -112,7 +113,11 @@ def measure(folder: Path) -> dict[str, float]:
     encoder = load_encoder("tiny", None, "cpu", "float32")
     encoder.identity = "benchmark"
     with ImageFetcher(
-        label_studio_url=None, authorization=None, limits=LIMITS, connections=1
+        label_studio_url=None,
+        authorization=None,
+        allowed=AllowedHosts(),
+        limits=LIMITS,
+        connections=1,
     ) as images:
         predictor = Predictor(encoder, store.embeddings, images, LIMITS)
         services = Services(

@@ -93,7 +93,12 @@ def random_weights(folder: Path, model: str) -> Path:
 def backend(folder: Path, **settings: str) -> Iterator[httpx.Client]:
     """Yield a client of a backend that has loaded its encoder."""
     port = free_port()
-    environment = {"DATA_DIR": str(folder), "HOST": "127.0.0.1", "PORT": str(port)} | settings
+    environment = {
+        "DATA_DIR": str(folder),
+        "HOST": "127.0.0.1",
+        "PORT": str(port),
+        "IMAGE_HOSTS": "127.0.0.1",
+    } | settings
     command = [sys.executable, "-m", "backend.cli", "serve"]
     with (
         running(command, environment),

@@ -93,6 +93,7 @@ def embedding(
         "DATA_DIR": str(folder),
         "LABEL_STUDIO_URL": label_studio.url,
         "LABEL_STUDIO_API_KEY": label_studio.token,
+        "IMAGE_HOSTS": "127.0.0.1",
         "OMP_NUM_THREADS": "1",
     }
     settings = Settings.read(data_dir=folder)

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from io import BytesIO
 
 import numpy as np
-from PIL import ExifTags, Image, ImageFile
+from PIL import ExifTags, Image
 
 from backend.errors import ImageError
+from backend.labelstudio.bombs import refuse_bomb
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 _TURNS = {
@@ -41,7 +42,11 @@ def decode(data: bytes, limits: ImageLimits, enough: int | None = None) -> Image
     Raises ImageError for what is no picture, is broken or cut off, or has too many pixels.
     """
     try:
-        image = _open(data)
+        kind = _kind(data)
+        refuse_bomb(kind, data, limits.max_pixels)
+        # Image.open would warn about pictures past a process-wide pixel limit before their size
+        # is known to us, so its registry of formats is used without it.
+        image = Image.OPEN[kind][0](BytesIO(data), "")
         width, height = image.size
         if width * height > limits.max_pixels:
             raise ImageError(
@@ -60,19 +65,17 @@ def decode(data: bytes, limits: ImageLimits, enough: int | None = None) -> Image
         raise ImageError(f"the picture is broken or cut off: {error}") from error
 
 
-def _open(data: bytes) -> ImageFile.ImageFile:
-    # Image.open would warn about pictures past a process-wide pixel limit before their size is
-    # known to us, so its registry of formats is used without it.
+def _kind(data: bytes) -> str:
     Image.init()
     for name in _FORMATS:
         if name not in Image.OPEN:
             continue
-        factory, accept = Image.OPEN[name]
+        accept = Image.OPEN[name][1]
         accepted = accept(data[:16]) if accept else True
         if isinstance(accepted, str):
             raise ImageError(f"this installation of Pillow cannot read {name}")
         if accepted:
-            return factory(BytesIO(data), "")
+            return name
     raise _not_a_picture(data)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import posixpath
 import re
 import time
 from collections import deque
@@ -18,8 +19,10 @@ from urllib.parse import parse_qs, unquote_to_bytes
 import httpx
 import tenacity
 
-from backend.errors import ImageError, LabelStudioError, SettingsError
+from backend.addresses import AllowedHosts
+from backend.errors import ImageError, ImageHostError, LabelStudioError, SettingsError
 from backend.labelstudio.decoding import ImageLimits
+from backend.labelstudio.transport import PictureTransport
 
 _MAX_REDIRECTS = 5
 _REMEMBERED = 100_000
@@ -30,6 +33,8 @@ Used = TypeVar("Used")
 _CLOUD_SCHEMES = frozenset({"s3", "gs", "azure-blob", "azure-spi", "azure_spi"})
 _SCHEME = re.compile(r"([A-Za-z][\w+.-]*):")
 _STORAGE_PROXY = re.compile(r"/tasks/\d+/(?:presign|resolve)/?")
+# A small file of one of these can stand for any number of bytes.
+_COMPRESSED = frozenset({"gzip", "x-gzip", "deflate", "compress", "br", "zstd"})
 # A signature changes whenever an URL is signed anew; the picture stays the same.
 _SIGNATURE = re.compile(r"(?i)(x-amz-|x-goog-)|(sig|signature)(=|$)")
 
@@ -44,7 +49,8 @@ class _TemporaryError(ImageError):
 class ImageFetcher:
     """Fetches the pictures that task data names, from Label Studio, cloud storage or the web.
 
-    Credentials go to Label Studio's own origin (scheme, host and port) and nowhere else.
+    Credentials go to Label Studio's own origin (scheme, host and port) and nowhere else. Task data
+    may name any address; apart from that origin, only what is `allowed` is connected to.
     Safe to use from several threads; close it, or use it as a context manager.
     """
 
@@ -53,6 +59,7 @@ class ImageFetcher:
         *,
         label_studio_url: str | None,
         authorization: Callable[[], Mapping[str, str]] | None,
+        allowed: AllowedHosts,
         limits: ImageLimits,
         connections: int,
     ) -> None:
@@ -64,14 +71,15 @@ class ImageFetcher:
         )
         self._authorization = authorization
         self._limits = limits
-        self._connections = connections
         # Each refresh asks for the same addresses again, and taking one apart costs as much as
         # predicting it.
         self._locate = lru_cache(maxsize=_REMEMBERED)(self._locate_uncached)
         self._threads = ThreadPoolExecutor(connections, thread_name_prefix="image")
         self._client = httpx.Client(
             headers={"User-Agent": "label-studio-clip-backend", "Accept-Encoding": "identity"},
-            limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
+            transport=PictureTransport(
+                allowed, trusted=self._is_label_studio, connections=connections
+            ),
             # Label Studio answers a token with a session cookie, and a cookie knows no port: kept,
             # it would go to every other server on Label Studio's host.
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
@@ -120,10 +128,10 @@ class ImageFetcher:
     def fetch(self, source: str, task_id: int | None) -> bytes:
         """Fetch one picture's bytes; `task_id` is needed for cloud storage alone.
 
-        The time limit holds for all attempts together. It is looked at whenever data arrives, so
-        that a server that falls silent late can use up to twice as much.
+        The time limit holds for all attempts, redirects and the reading of the answer together.
 
-        Raises ImageError; `permanent` is false where the picture may be had later.
+        Raises ImageError; `permanent` is false where the picture may be had later. ImageHostError
+        where IMAGE_HOSTS does not allow its host, or one that it redirects to.
         """
         source = _cleaned(source)
         if _scheme(source) == "data":
@@ -139,6 +147,8 @@ class ImageFetcher:
         )
         try:
             return retrying(self._download, url, deadline)
+        except ImageHostError as error:
+            raise ImageHostError(f"{_shown(source)}: {error}") from error
         except ImageError as error:
             raise ImageError(f"{_shown(source)}: {error}", permanent=error.permanent) from error
 
@@ -202,7 +212,7 @@ class ImageFetcher:
             url = self._on_label_studio(source) if is_path else httpx.URL(source)
         except httpx.InvalidURL as error:
             raise ImageError(f"{_shown(source)}: not a valid URL") from error
-        if not url.host:
+        if not _is_web_address(url):
             raise ImageError(f"{_shown(source)}: not a valid URL")
         return url
 
@@ -217,11 +227,20 @@ class ImageFetcher:
     def _is_label_studio(self, url: httpx.URL) -> bool:
         return self._label_studio is not None and _origin(url) == _origin(self._label_studio)
 
+    def _is_api(self, url: httpx.URL) -> bool:
+        # With our token, whoever writes task data could have Label Studio export a project or give
+        # out a task. Paths are read decoded, and by some web servers without doubled slashes.
+        prefix = self._label_studio.path.rstrip("/") if self._label_studio else ""
+        path = posixpath.normpath(f"/{url.path.lstrip('/')}").removeprefix(prefix)
+        return f"{path}/".startswith("/api/")
+
     def _download(self, url: httpx.URL, deadline: float) -> bytes:
         try:
             for _ in range(_MAX_REDIRECTS + 1):
                 headers: Mapping[str, str] = {}
                 if self._is_label_studio(url):
+                    if self._is_api(url):
+                        raise ImageError("Label Studio's API has no pictures")
                     url = _without_credentials(url)
                     headers = self._authorization() if self._authorization else {}
                 remaining = deadline - time.monotonic()
@@ -230,9 +249,9 @@ class ImageFetcher:
                 with self._client.stream("GET", url, headers=headers, timeout=remaining) as answer:
                     if not answer.has_redirect_location:
                         self._check_status(answer)
-                        return self._read(answer, deadline)
+                        return self._read(answer)
                     url = url.join(answer.headers["location"])
-                    if url.scheme not in {"http", "https"} or not url.host:
+                    if not _is_web_address(url):
                         raise ImageError("redirected to something that is not a web address")
         except httpx.TimeoutException as error:
             raise self._timed_out(url) from error
@@ -264,17 +283,18 @@ class ImageFetcher:
             )
         raise ImageError(f"{host} answered {status}")
 
-    def _read(self, answer: httpx.Response, deadline: float) -> bytes:
+    def _read(self, answer: httpx.Response) -> bytes:
+        encodings = answer.headers.get("content-encoding", "").lower().replace(" ", "").split(",")
+        if not _COMPRESSED.isdisjoint(encodings):
+            raise ImageError(f"{answer.url.host} sent it compressed, though asked not to")
         declared = answer.headers.get("content-length", "")
         if declared.isdecimal() and int(declared) > self._limits.max_bytes:
             raise self._too_large()
         body = bytearray()
-        for chunk in answer.iter_bytes():
+        for chunk in answer.iter_raw():
             body += chunk
             if len(body) > self._limits.max_bytes:
                 raise self._too_large()
-            if time.monotonic() > deadline:
-                raise self._timed_out(answer.url)
         return bytes(body)
 
     def _from_data_uri(self, source: str) -> bytes:
@@ -318,6 +338,12 @@ def _scheme(source: str) -> str:
 
 def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
     return url.scheme, url.host, url.port
+
+
+def _is_web_address(url: httpx.URL) -> bool:
+    # A port past the last one would be connected to as another, or not be a number for C at all.
+    has_port = url.port is None or 0 < url.port < 65_536
+    return url.scheme in {"http", "https"} and bool(url.host) and has_port
 
 
 def _without_credentials(url: httpx.URL) -> httpx.URL:

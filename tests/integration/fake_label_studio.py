@@ -162,6 +162,12 @@ class FakeLabelStudio:
             case "DELETE", ["predictions", key]:
                 found = self.predictions.pop(int(key), None)
                 return (204, None) if found else (404, {"detail": "Not found."})
+            case "GET", ["version"]:
+                return 200, {"release": "1.23.0"}
+            case "GET", ["current-user", "whoami"]:
+                return 200, {"email": self.users[1]}
+            case "GET", ["webhooks"]:
+                return 200, []
             case "GET", ["ml"]:
                 return 200, self.ml_backends
             case "GET", ["users"]:

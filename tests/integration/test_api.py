@@ -49,7 +49,7 @@ def start_app(store: Store, encoder: Encoder) -> Iterator[StartApp]:
     fetchers = []
 
     def start(load: Callable[[], Encoder] = lambda: encoder, **values: Any) -> Flask:
-        values = {"image_timeout": 20.0} | values
+        values = {"image_timeout": 20.0, "image_hosts": "127.0.0.1"} | values
         settings = Settings.read(**values)
         fetchers.append(assembly.image_fetcher(settings, None))
         background = BackgroundEncoder(load)
@@ -321,6 +321,20 @@ def test_a_version_that_no_longer_fits_the_config_is_not_used(
 
     assert item["model_version"] != published.name
     assert "result" in item
+
+
+def test_pictures_in_the_servers_own_network_are_not_fetched_unless_listed(
+    start_app: StartApp, pictures: PictureServer
+) -> None:
+    private, listed = (
+        start_app(image_hosts=hosts).test_client() for hosts in ("public", "public,127.0.0.1")
+    )
+    (refused,) = predict(private, [task(1, f"{pictures.url}/red")])
+    (fetched,) = predict(listed, [task(2, f"{pictures.url}/blue")])
+
+    assert "IMAGE_HOSTS" in refused["error"]
+    assert "result" in fetched
+    assert pictures.paths == ["/blue"]
 
 
 def publish_zero_shot(store: Store, encoder: Encoder) -> Version:

@@ -3,139 +3,28 @@ from __future__ import annotations
 import base64
 import socket
 import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from backend.addresses import AllowedHosts
 from backend.errors import ImageError, LabelStudioUnreachableError
-from backend.labelstudio.decoding import ImageLimits
 from backend.labelstudio.images import ImageFetcher
-
-TOKEN = "Token very-secret"
-PICTURE = b"\x89PNG picture"
-LIMITS = ImageLimits(max_bytes=1000, max_pixels=1000, timeout=10.0, attempts=3)
-
-Answer = Callable[[BaseHTTPRequestHandler], None]
-
-
-class QuietHTTPServer(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing: clients that hang up are what these tests are about."""
-
-
-class Server:
-    """A real HTTP server that answers as a test says and remembers the requests."""
-
-    def __init__(self, answer: Answer) -> None:
-        self.paths: list[str] = []
-        self.headers: list[dict[str, str]] = []
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self) -> None:
-                server.paths.append(self.path)
-                server.headers.append({key.lower(): value for key, value in self.headers.items()})
-                answer(self)
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self._http = QuietHTTPServer(("127.0.0.1", 0), Handler)
-        self._thread = threading.Thread(target=self._http.serve_forever, args=(0.01,))
-        self._thread.start()
-        self.url = f"http://127.0.0.1:{self._http.server_port}"
-
-    def close(self) -> None:
-        self._http.shutdown()
-        self._thread.join()
-        self._http.server_close()
-
-
-def respond(
-    request: BaseHTTPRequestHandler, status: int = 200, body: bytes = PICTURE, **headers: str
-) -> None:
-    request.send_response(status)
-    request.send_header("Content-Length", str(len(body)))
-    for name, value in headers.items():
-        request.send_header(name.replace("_", "-"), value)
-    request.end_headers()
-    request.wfile.write(body)
-
-
-def redirecting(location: str) -> Answer:
-    return lambda request: respond(request, 302, b"", Location=location)
-
-
-def answering(*statuses: int) -> Answer:
-    """Answer with one status after the other, and with the last for ever."""
-    left = list(statuses)
-    return lambda request: respond(request, left.pop(0) if len(left) > 1 else left[0])
-
-
-@pytest.fixture
-def serve() -> Iterator[Callable[[Answer], Server]]:
-    servers: list[Server] = []
-
-    def start(answer: Answer = respond) -> Server:
-        servers.append(Server(answer))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.close()
-
-
-@pytest.fixture
-def released() -> Iterator[threading.Event]:
-    """An event for handlers that wait; set at the end, so that every server can stop."""
-    event = threading.Event()
-    yield event
-    event.set()
-
-
-def fetcher_for(
-    label_studio: str | None, limits: ImageLimits = LIMITS, connections: int = 4
-) -> ImageFetcher:
-    return ImageFetcher(
-        label_studio_url=label_studio,
-        authorization=(lambda: {"Authorization": TOKEN}) if label_studio else None,
-        limits=limits,
-        connections=connections,
-    )
-
-
-def fetch(
-    source: str,
-    label_studio: str | None = None,
-    limits: ImageLimits = LIMITS,
-    task_id: int | None = None,
-) -> bytes:
-    with fetcher_for(label_studio, limits) as fetcher:
-        return fetcher.fetch(source, task_id)
-
-
-def failure(
-    source: str,
-    label_studio: str | None = None,
-    limits: ImageLimits = LIMITS,
-    task_id: int | None = None,
-) -> ImageError:
-    with pytest.raises(ImageError) as caught:
-        fetch(source, label_studio, limits, task_id)
-    return caught.value
-
-
-def within(seconds: float, attempts: int = 1) -> ImageLimits:
-    return ImageLimits(max_bytes=1000, max_pixels=1000, timeout=seconds, attempts=attempts)
-
+from tests.integration.fetching import (
+    LIMITS,
+    PICTURE,
+    TOKEN,
+    answering,
+    failure,
+    fetch,
+    fetcher_for,
+    redirecting,
+    respond,
+    within,
+)
 
 # What goes where
 
@@ -203,6 +92,7 @@ def test_the_authorization_is_asked_for_at_each_request(serve) -> None:
     with ImageFetcher(
         label_studio_url=label_studio.url,
         authorization=lambda: {"Authorization": next(tokens)},
+        allowed=AllowedHosts(),
         limits=LIMITS,
         connections=1,
     ) as fetcher:
@@ -220,7 +110,11 @@ def test_a_token_that_cannot_be_renewed_costs_the_picture_and_nothing_else(serve
 
     with (
         ImageFetcher(
-            label_studio_url=serve().url, authorization=unreachable, limits=LIMITS, connections=1
+            label_studio_url=serve().url,
+            authorization=unreachable,
+            allowed=AllowedHosts(),
+            limits=LIMITS,
+            connections=1,
         ) as fetcher,
         pytest.raises(ImageError, match="did not answer") as caught,
     ):
@@ -296,7 +190,19 @@ def test_other_sources_are_refused_with_what_is_supported(source: str) -> None:
     assert error.permanent
 
 
-@pytest.mark.parametrize("source", ["http://", "https:a.png", "http://[::1/a", "http://h:x/a"])
+@pytest.mark.parametrize(
+    "source",
+    [
+        "http://",
+        "https:a.png",
+        "http://[::1/a",
+        "http://h:x/a",
+        "http://h:0/a",
+        "http://h:-1/a",
+        "http://h:65536/a",
+        "http://h:99999999999999999999/a",
+    ],
+)
 def test_urls_that_are_none_are_refused(source: str) -> None:
     assert "not a valid URL" in str(failure(source))
 

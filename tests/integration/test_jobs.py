@@ -65,7 +65,10 @@ def make_services(
 
     def make(**values: object) -> Services:
         settings = Settings.read(
-            label_studio_url=label_studio.url, label_studio_api_key=label_studio.token, **values
+            label_studio_url=label_studio.url,
+            label_studio_api_key=label_studio.token,
+            image_hosts="127.0.0.1",
+            **values,
         )
         client = LabelStudio(*settings.label_studio())
         images = assembly.image_fetcher(settings, client)

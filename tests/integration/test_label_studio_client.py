@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 from typing import Any
@@ -40,6 +41,7 @@ class Server:
 
     def __init__(self, port: int = 0) -> None:
         self.requests: list[Request] = []
+        self.redirects_to = ""
         self.answer: Callable[[Request], Answer | None] = lambda request: (200, {})
         server = self
 
@@ -58,6 +60,8 @@ class Server:
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(data)))
                 self.send_header("Set-Cookie", "sessionid=abc; Path=/")
+                if server.redirects_to:
+                    self.send_header("Location", server.redirects_to)
                 self.end_headers()
                 self.wfile.write(data)
 
@@ -341,6 +345,22 @@ def test_a_refused_token_names_its_setting_and_is_not_repeated_in_the_message(
     assert "LABEL_STUDIO_API_KEY" in message
     assert "Invalid token." in message
     assert LEGACY not in message
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_takes_neither_kind_of_token_anywhere(
+    server: Server, connect: Callable[..., LabelStudio], status: int
+) -> None:
+    with closing(Server()) as elsewhere:
+        server.redirects_to = f"{elsewhere.url}/api/token/refresh"
+        server.in_turn((status, {}))
+        for token in (LEGACY, jwt(exp=time.time() + 10**9)):
+            client = connect(token)
+            client.authorization()
+            with pytest.raises(LabelStudioError):
+                client.version()
+        assert server.requests
+        assert elsewhere.requests == []
 
 
 def test_nobody_at_the_address_names_its_setting(connect: Callable[..., LabelStudio]) -> None:

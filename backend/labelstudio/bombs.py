@@ -1,0 +1,84 @@
+"""Files that would cost far more than their pixels, told from their bytes before they are decoded.
+
+Pillow and its libraries bound the rest: compressed text and profiles in a PNG, the values of a
+TIFF's tags, animations (only the first frame is decoded).
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+
+from backend.errors import ImageError
+
+# A progressive JPEG has some ten. Each can be a hundred bytes and go over all pixels again.
+MAX_SCANS = 100
+# A row or a tile each; Pillow keeps some 300 bytes for one.
+MAX_STRIPS = 100_000
+
+_SCAN, _END = b"\xff\xda", b"\xd9"
+# The markers that a length follows, and the end.
+_JPEG_MARKER = re.compile(rb"\xff([\x02-\xcf\xd9-\xfe])")
+
+_TILE_WIDTH, _TILE_LENGTH = 322, 323
+_STRIP_OFFSETS, _TILE_OFFSETS = 273, 324
+# Bytes of the whole numbers that a tag can hold: byte, short, long, IFD and their variants.
+_WHOLE_NUMBERS = {1: 1, 3: 2, 4: 4, 6: 1, 8: 2, 9: 4, 13: 4, 16: 8, 17: 8, 18: 8}
+
+
+def refuse_bomb(kind: str, data: bytes, max_pixels: int) -> None:
+    """Raise ImageError for a JPEG of endless scans and a TIFF of giant tiles or countless strips.
+
+    What the file says elsewhere is not checked; a TIFF that is cut off raises struct.error.
+    """
+    if kind == "JPEG" and _has_too_many_scans(data):
+        raise ImageError(f"the picture has more than {MAX_SCANS} scans")
+    if kind == "TIFF":
+        counts, values = _first_directory(data)
+        strips = max(counts.get(tag, 0) for tag in (_STRIP_OFFSETS, _TILE_OFFSETS))
+        if strips > MAX_STRIPS:
+            raise ImageError(f"the picture has {strips} strips or tiles; the limit is {MAX_STRIPS}")
+        width, length = values.get(_TILE_WIDTH, 0), values.get(_TILE_LENGTH, 0)
+        if width * length > max_pixels:
+            raise ImageError(
+                f"the picture has tiles of {width} x {length} pixels; the limit is {max_pixels}"
+            )
+
+
+def _has_too_many_scans(data: bytes) -> bool:
+    # A quick look suffices, but for pictures with a film or another picture behind their end.
+    if data.count(_SCAN) <= MAX_SCANS:
+        return False
+    scans, at = 0, 2
+    while scans <= MAX_SCANS:
+        marker = _JPEG_MARKER.search(data, at)
+        if marker is None or marker[1] == _END:
+            return False
+        scans += marker[0] == _SCAN
+        at = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
+    return True
+
+
+def _first_directory(data: bytes) -> tuple[dict[int, int], dict[int, int]]:
+    """Return how many values each tag of a TIFF's first directory has, and the first of them."""
+    order = "<" if data.startswith(b"II") else ">"
+    is_big = struct.unpack_from(f"{order}H", data, 2) == (43,)
+    word, number, entry = ("Q", "Q", "HHQ8s") if is_big else ("L", "H", "HHL4s")
+    (at,) = struct.unpack_from(order + word, data, 8 if is_big else 4)
+    (entries,) = struct.unpack_from(order + number, data, at)
+    at += struct.calcsize(order + number)
+    size = struct.calcsize(order + entry)
+    counts: dict[int, int] = {}
+    values: dict[int, int] = {}
+    for tag, kind, count, field in struct.iter_unpack(
+        order + entry, data[at : at + min(entries * size, len(data) // size * size)]
+    ):
+        width = _WHOLE_NUMBERS.get(kind, 0)
+        if width * count > len(field):
+            (place,) = struct.unpack(order + word, field)
+            field = data[place : place + width]
+        value = int.from_bytes(field[:width], "little" if order == "<" else "big")
+        # Readers differ in which of two entries with one tag counts.
+        counts[tag] = max(count, counts.get(tag, 0))
+        values[tag] = max(value, values.get(tag, 0))
+    return counts, values
