@@ -25,6 +25,9 @@ from backend.store.schema import Database, requests
 LEASE = 20.0
 LONGEST_BACKOFF = 60.0
 
+# What is wanted of the whole database; Label Studio's projects are numbered from 1.
+NO_PROJECT = 0
+
 
 class Kind(str, Enum):
     """The kinds of work, most urgent first."""
@@ -35,6 +38,7 @@ class Kind(str, Enum):
     RECONCILE = "reconcile"
     EMBED = "embed"
     SWEEP = "sweep"
+    TIDY = "tidy"
 
 
 @dataclass(frozen=True)
@@ -128,6 +132,19 @@ class Requests:
         )
         with self._database.read() as connection:
             return [Request(row[0], Kind(row[1]), row[2]) for row in connection.execute(query)]
+
+    def more_urgent_is_due(self, kind: Kind) -> bool:
+        """Tell whether work of a more urgent kind waits for a worker."""
+        now = time.time()
+        kinds = list(Kind)
+        query = sa.select(requests.c.kind).where(
+            requests.c.kind.in_([other.value for other in kinds[: kinds.index(kind)]]),
+            requests.c.requested > requests.c.done,
+            requests.c.due_at <= now,
+            requests.c.lease_until <= now,
+        )
+        with self._database.read() as connection:
+            return connection.execute(query.limit(1)).first() is not None
 
     def waiting(self, project_id: int, kinds: Collection[Kind] = tuple(Kind)) -> list[Waiting]:
         """Return what is not done for a project."""
