@@ -82,7 +82,15 @@ def worker() -> None:
         predictor = Predictor(
             assembly.encoder(settings), store.embeddings, images, assembly.image_limits(settings)
         )
-        work(Services(store, client, predictor, settings.learning, settings.reconcile_every), queue)
+        services = Services(
+            store,
+            client,
+            predictor,
+            settings.learning,
+            settings.reconcile_every,
+            settings.keep_unused,
+        )
+        work(services, queue)
     store.close()
 
 

@@ -85,7 +85,7 @@ def sweep(services: Services, claim: Claim) -> None:
             removed += count
             if claim.lost.is_set():
                 return
-            if services.stopping.is_set() or _something_urgent(services):
+            if services.stopping.is_set() or store.requests.more_urgent_is_due(Kind.SWEEP):
                 store.requests.add(claim.request)
                 return
     store.projects.update(project_id, surplus=dict(surplus))
@@ -123,7 +123,3 @@ class _Found:
         else:
             self.kept.update(item.id for item in current[:1])
             self.surplus.update(item.id for item in ours if item not in current[:1])
-
-
-def _something_urgent(services: Services) -> bool:
-    return any(request.kind is not Kind.SWEEP for request in services.store.requests.due())
