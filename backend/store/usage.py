@@ -12,6 +12,7 @@ from typing import TypeVar
 import sqlalchemy as sa
 
 from backend.store.embeddings import digest
+from backend.store.requests import NO_PROJECT
 from backend.store.schema import (
     Database,
     embeddings,
@@ -105,7 +106,8 @@ class Usage:
     def project_ids(self) -> set[int]:
         """Return the projects that tasks, versions or requests belong to."""
         columns = (tasks.c.project_id, versions.c.project_id, requests.c.project_id)
-        return {project_id for column in columns for project_id in self._distinct(column)}
+        found = {project_id for column in columns for project_id in self._distinct(column)}
+        return found - {NO_PROJECT}
 
     def _remove_pictures(self, before: float) -> Iterator[Removed]:
         unused = images.c.used_at < before

@@ -193,7 +193,7 @@ def test_what_a_job_wrote_of_a_forgotten_project_goes(services: Services) -> Non
 
     tidy(services)
 
-    assert services.store.usage.project_ids() == {NO_PROJECT}
+    assert services.store.usage.project_ids() == set()
 
 
 def test_embeddings_of_an_encoder_that_nobody_uses_go_after_the_time(services: Services) -> None:
@@ -242,6 +242,8 @@ def test_a_round_makes_way_for_urgent_work_and_goes_on_where_it_was(
 
     def watched(page: Sequence[StoredTask], config: object) -> set[str]:
         looked_at.append([task.id for task in page])
+        (own,) = store.requests.waiting(NO_PROJECT)
+        assert own.running
         return sources(page, config)  # type: ignore[arg-type]
 
     monkeypatch.setattr(services.predictor, "sources", watched)
