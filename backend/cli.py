@@ -192,6 +192,29 @@ def review(
 
 
 @app.command()
+def backup(
+    file: Annotated[Path, typer.Argument(help="The file to write; it must not exist.")],
+) -> None:
+    """Write the whole database into one file, also while the backend runs."""
+    from backend.upkeep import back_up
+
+    back_up(_settings(), file)
+
+
+@app.command()
+def restore(
+    file: Annotated[Path, typer.Argument(help="What `clip-backend backup` has written.")],
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace what the database holds.")
+    ] = False,
+) -> None:
+    """Put a backup into the database, SQLite or PostgreSQL; the backend must be stopped."""
+    from backend.upkeep import restore as restore_backup
+
+    restore_backup(_settings(), file, overwrite=overwrite)
+
+
+@app.command()
 def demo(
     auto: Annotated[
         bool, typer.Option(help="Annotate by itself and print how accuracy rises.")

@@ -14,11 +14,12 @@ import threading
 import time
 import uuid
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from enum import Enum
 
 import sqlalchemy as sa
+from sqlalchemy.engine import Connection
 
 from backend.store.schema import Database, requests
 
@@ -81,8 +82,10 @@ class Requests:
         """Ask for `request` in `delay` seconds; at most five times that after the first asking."""
         self.add_all([request], delay=delay)
 
-    def add_all(self, wanted: Sequence[Request], *, delay: float = 0.0) -> None:
-        """Ask for several requests in one transaction."""
+    def add_all(
+        self, wanted: Sequence[Request], *, delay: float = 0.0, within: Connection | None = None
+    ) -> None:
+        """Ask for several requests in one transaction, which may be one at hand (`within`)."""
         if not wanted:
             return
         now = time.time()
@@ -114,7 +117,7 @@ class Requests:
             }
             for request in wanted
         ]
-        with self._database.write() as connection:
+        with self._database.write() if within is None else nullcontext(within) as connection:
             connection.execute(upsert, rows)
 
     def due(self, limit: int = 500) -> list[Request]:

@@ -141,7 +141,7 @@ class Database:
     used, DatabaseError where the server is away or the database is of a newer release.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str | sa.URL) -> None:
         self.engine = _open(url)
         self.insert: Any = (
             postgresql.insert if self.engine.dialect.name == "postgresql" else sqlite.insert
@@ -219,7 +219,7 @@ class Database:
             upgrade(connection)
 
 
-def _open(address: str) -> Engine:
+def _open(address: str | sa.URL) -> Engine:
     try:
         url = make_url(address)
     except sa.exc.ArgumentError:
