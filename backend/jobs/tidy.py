@@ -30,15 +30,10 @@ def tidy(services: Services, claim: Claim) -> None:
         if not _mark(services, claim, project):
             store.requests.add(claim.request)
             return
-    connected = [project for project in store.projects.all() if project.connected]
     store.usage.mark_encoders(services.predictor.encoder.identity)
-    before = time.time() - services.keep_unused
     pictures = embeddings = 0
-    for removed in store.usage.remove_unused(
-        # What a project refers to was marked after its last round began.
-        pictures_before=min([before, *(project.marked_at or 0.0 for project in connected)]),
-        encoders_before=before,
-    ):
+    # What a connected project refers to was marked in the last half day, and is kept for longer.
+    for removed in store.usage.remove_unused(time.time() - services.keep_unused):
         pictures += removed.pictures
         embeddings += removed.embeddings
         if _should_make_way(services, claim):

@@ -91,17 +91,17 @@ class Usage:
                     else row.on_conflict_do_nothing()
                 )
 
-    def remove_unused(self, *, pictures_before: float, encoders_before: float) -> Iterator[Removed]:
+    def remove_unused(self, before: float) -> Iterator[Removed]:
         """Remove pictures and encoders that were last used before a time (Unix time).
 
         With them go the embeddings that no picture or encoder is left of. Each item that is
         yielded is one short transaction. A task that comes to refer to a picture at that moment
         is embedded again.
         """
-        yield from self._remove_pictures(pictures_before)
-        yield from self._remove_embeddings(encoders_before)
+        yield from self._remove_pictures(before)
+        yield from self._remove_embeddings(before)
         with self._database.write() as connection:
-            connection.execute(sa.delete(encoders).where(encoders.c.used_at < encoders_before))
+            connection.execute(sa.delete(encoders).where(encoders.c.used_at < before))
 
     def project_ids(self) -> set[int]:
         """Return the projects that tasks, versions or requests belong to."""
@@ -139,10 +139,10 @@ class Usage:
                 )
             yield Removed(pictures=len(found))
 
-    def _remove_embeddings(self, encoders_before: float) -> Iterator[Removed]:
+    def _remove_embeddings(self, before: float) -> Iterator[Removed]:
         shown = sa.exists().where(images.c.content == embeddings.c.content)
         outdated = sa.exists().where(
-            encoders.c.name == embeddings.c.encoder, encoders.c.used_at < encoders_before
+            encoders.c.name == embeddings.c.encoder, encoders.c.used_at < before
         )
         unused = sa.or_(sa.not_(shown), outdated)
         key = sa.tuple_(embeddings.c.encoder, embeddings.c.content)

@@ -260,6 +260,31 @@ def test_a_round_makes_way_for_urgent_work_and_goes_on_where_it_was(
     assert kept(services, RED, GREEN, BLUE) == [RED, GREEN, BLUE]
 
 
+def test_a_config_that_changes_during_a_round_has_it_start_over(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = services.store
+    monkeypatch.setattr("backend.store.tasks.CHUNK", 1)
+    project(services, ONE)
+    tasks = [
+        StoredTask(1, {"image": RED, "other": GREEN}, True),
+        StoredTask(2, {"image": RED, "other": BLUE}, True),
+    ]
+    store.tasks.mirror(ONE, [tasks])
+    services.predictor.embed(tasks, parse_labeling_config(OTHER_CONFIG))
+    days_pass(store, 31)
+    store.requests.add(Request(ONE, Kind.TRAIN))
+    store.requests.add(Request(NO_PROJECT, Kind.TIDY))
+    current_services.set(services)
+    perform(NO_PROJECT, Kind.TIDY.value, 0)
+
+    store.projects.update(ONE, label_config=OTHER_CONFIG)
+    store.requests.forget(ONE)
+    tidy(services)
+
+    assert kept(services, GREEN, BLUE) == [GREEN, BLUE]
+
+
 def test_nothing_goes_before_every_project_was_looked_at(services: Services) -> None:
     project(services, ONE, RED)
     project(services, TWO, GREEN)
