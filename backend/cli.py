@@ -82,7 +82,15 @@ def worker() -> None:
         predictor = Predictor(
             assembly.encoder(settings), store.embeddings, images, assembly.image_limits(settings)
         )
-        work(Services(store, client, predictor, settings.learning, settings.reconcile_every), queue)
+        services = Services(
+            store,
+            client,
+            predictor,
+            settings.learning,
+            settings.reconcile_every,
+            settings.keep_unused,
+        )
+        work(services, queue)
     store.close()
 
 
@@ -181,6 +189,29 @@ def review(
         project,
         limit=limit,
     )
+
+
+@app.command()
+def backup(
+    file: Annotated[Path, typer.Argument(help="The file to write; it must not exist.")],
+) -> None:
+    """Write the whole database into one file, also while the backend runs."""
+    from backend.upkeep import back_up
+
+    back_up(_settings(), file)
+
+
+@app.command()
+def restore(
+    file: Annotated[Path, typer.Argument(help="What `clip-backend backup` has written.")],
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace what the database holds.")
+    ] = False,
+) -> None:
+    """Put a backup into the database, SQLite or PostgreSQL; the backend must be stopped."""
+    from backend.upkeep import restore as restore_backup
+
+    restore_backup(_settings(), file, overwrite=overwrite)
 
 
 @app.command()

@@ -14,6 +14,7 @@ ClipBackendError
 ├── EncoderError (503)          CLIP cannot be loaded
 ├── ClassifierError             CLIPImageClassifier cannot do what it was asked
 ├── DatasetError                a labelled set that cannot be read or made
+├── BackupError                 a backup that cannot be written or restored
 ├── DatabaseError (503)         the database cannot be used
 └── QueueError (503)            Redis cannot be used
 
@@ -110,6 +111,10 @@ class ClassifierError(ClipBackendError, ValueError):
 
 class DatasetError(ClipBackendError):
     """A labelled set that cannot be read or made."""
+
+
+class BackupError(ClipBackendError):
+    """A backup that cannot be written or restored."""
 
 
 class DatabaseError(ClipBackendError):

@@ -112,23 +112,18 @@ class Predictor:
 
     def embed(self, tasks: Iterable[Task], config: LabelingConfig) -> int:
         """Make sure that the store has the tasks' pictures; return how many could not be had."""
-        pictures = {}
-        for task in tasks:
-            for control in config.controls:
-                picture = self._picture(control, task)
-                if isinstance(picture, _Picture):
-                    pictures[picture.located] = picture
-        outcome = self._vectors(pictures.values(), fetch=True)
+        pictures = [picture for task in tasks for picture in self._pictures(task, config)]
+        outcome = self._vectors(pictures, fetch=True)
         return sum(isinstance(found, Failure) for found in outcome.values())
+
+    def sources(self, tasks: Iterable[Task], config: LabelingConfig) -> set[str]:
+        """Return under which sources the store keeps the tasks' pictures."""
+        return {picture.located for task in tasks for picture in self._pictures(task, config)}
 
     def missing(self, tasks: Sequence[Task], config: LabelingConfig) -> list[int]:
         """Return the ids of the tasks with a picture that nobody has tried to embed lately."""
         by_task = {
-            task.id: [
-                picture.located
-                for control in config.controls
-                if isinstance(picture := self._picture(control, task), _Picture)
-            ]
+            task.id: [picture.located for picture in self._pictures(task, config)]
             for task in tasks
             if task.id is not None
         }
@@ -243,6 +238,10 @@ class Predictor:
                 vectors.append([item for item in got if not isinstance(item, TaskError)])
         columns = zip(*vectors, strict=True)
         return _Found(usable, [torch.from_numpy(np.stack(column)) for column in columns], errors)
+
+    def _pictures(self, task: Task, config: LabelingConfig) -> list[_Picture]:
+        found = (self._picture(control, task) for control in config.controls)
+        return [picture for picture in found if isinstance(picture, _Picture)]
 
     def _picture(self, control: Control, task: Task) -> _Picture | TaskError:
         try:

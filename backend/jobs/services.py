@@ -16,7 +16,8 @@ from backend.store import Store
 class Services:
     """The parts that jobs share.
 
-    `learning` is what a project without extra params gets; `stopping` asks a long job to leave the
+    `learning` is what a project without extra params gets; `keep_unused` how many seconds pictures
+    are kept that no task refers to; `stopping` asks a long job to leave the
     rest to another worker; `slow_imports` are the projects whose predictions Label Studio was seen
     to import slowly.
     """
@@ -26,6 +27,7 @@ class Services:
     predictor: Predictor
     learning: LearningSettings
     reconcile_every: float
+    keep_unused: float
     stopping: threading.Event = field(default_factory=threading.Event)
     slow_imports: set[int] = field(default_factory=set)
 

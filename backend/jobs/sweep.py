@@ -89,7 +89,7 @@ def sweep(services: Services, claim: Claim) -> None:
             removed += count
             if claim.lost.is_set():
                 return
-            if services.stopping.is_set() or _something_urgent(services):
+            if services.stopping.is_set() or store.requests.more_urgent_is_due(Kind.SWEEP):
                 store.requests.add(claim.request)
                 return
     store.projects.update(project_id, surplus=dict(surplus))
@@ -132,7 +132,3 @@ class _Found:
 def _is_superseded(services: Services, active: str, project_id: int) -> bool:
     project = services.store.projects.get(project_id)
     return project is not None and project.model_version != active
-
-
-def _something_urgent(services: Services) -> bool:
-    return any(request.kind is not Kind.SWEEP for request in services.store.requests.due())

@@ -26,8 +26,9 @@ from backend.jobs.reconcile import reconcile
 from backend.jobs.refresh import refresh
 from backend.jobs.services import Services, current_services
 from backend.jobs.sweep import sweep
+from backend.jobs.tidy import tidy
 from backend.jobs.train import train
-from backend.store.requests import Claim, Kind, Request
+from backend.store.requests import NO_PROJECT, Claim, Kind, Request
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ HANDLERS: dict[Kind, Callable[[Services, Claim], None]] = {
     Kind.RECONCILE: reconcile,
     Kind.EMBED: embed,
     Kind.SWEEP: sweep,
+    Kind.TIDY: tidy,
 }
 
 
@@ -84,6 +86,8 @@ def work(services: Services, queue: JobQueue) -> None:
     for project in services.store.projects.all():
         if project.connected:
             services.store.requests.add(Request(project.id, Kind.RECONCILE))
+    if not services.store.requests.waiting(NO_PROJECT):
+        services.store.requests.add(Request(NO_PROJECT, Kind.TIDY))
     current_services.set(services)
     worker = _Worker(
         [queue.queues[kind] for kind in Kind],

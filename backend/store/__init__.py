@@ -9,6 +9,7 @@ from backend.store.projects import Projects
 from backend.store.requests import Requests
 from backend.store.schema import Database
 from backend.store.tasks import Tasks
+from backend.store.usage import Usage
 from backend.store.versions import Versions
 
 
@@ -22,10 +23,11 @@ class Store:
     embeddings: Embeddings
     versions: Versions
     requests: Requests
+    usage: Usage
 
     @classmethod
     def open(cls, url: str) -> Store:
-        """Open a database and create what tables it lacks."""
+        """Open a database, and upgrade it where an older release made it."""
         database = Database(url)
         return cls(
             database,
@@ -34,6 +36,7 @@ class Store:
             Embeddings(database),
             Versions(database),
             Requests(database),
+            Usage(database),
         )
 
     def forget(self, project_id: int) -> None:
@@ -42,6 +45,18 @@ class Store:
         self.tasks.forget(project_id)
         self.versions.forget(project_id)
         self.projects.forget(project_id)
+
+    def forget_leftovers(self) -> None:
+        """Drop what jobs wrote of a project while it was forgotten, and tasks of disconnected ones.
+
+        A project that is connected again mirrors its tasks anew.
+        """
+        known = {project.id: project.connected for project in self.projects.all()}
+        for project_id in self.usage.project_ids():
+            if project_id not in known:
+                self.forget(project_id)
+            elif not known[project_id]:
+                self.tasks.forget(project_id)
 
     def close(self) -> None:
         """Close the database."""

@@ -43,7 +43,7 @@ class Embeddings:
 
     def find(self, encoder: str, sources: Iterable[str]) -> dict[str, Vector | Failure]:
         """Return what is known of `sources`: unit vectors [D] float32, or recent failures."""
-        by_digest = {_digest(source): source for source in sources}
+        by_digest = {digest(source): source for source in sources}
         found: dict[str, Vector | Failure] = {}
         now = time.time()
         query = sa.select(
@@ -61,12 +61,12 @@ class Embeddings:
                 rows = connection.execute(
                     query.where(self._database.among(images.c.source, digests))
                 ).all()
-                for digest, error, retry_at, vector in rows:
+                for source, error, retry_at, vector in rows:
                     if vector is not None:
-                        stored.append(by_digest[digest])
+                        stored.append(by_digest[source])
                         vectors.append(vector)
                     elif error is not None and retry_at > now:
-                        found[by_digest[digest]] = Failure(error, retry_at)
+                        found[by_digest[source]] = Failure(error, retry_at)
         if stored:
             # One encoder's are of one size.
             together = np.frombuffer(b"".join(vectors), STORED).astype(np.float32)
@@ -100,16 +100,24 @@ class Embeddings:
         `contents` maps sources to digests of their bytes, `vectors` digests to unit vectors [D],
         `failures` sources to why they could not be had.
         """
+        now = time.time()
         image_rows: list[dict[str, object]] = [
-            {"source": _digest(source), "content": content, "error": None, "retry_at": None}
+            {
+                "source": digest(source),
+                "content": content,
+                "error": None,
+                "retry_at": None,
+                "used_at": now,
+            }
             for source, content in contents.items()
         ]
         image_rows += [
             {
-                "source": _digest(source),
+                "source": digest(source),
                 "content": None,
                 "error": failure.message,
                 "retry_at": failure.retry_at,
+                "used_at": now,
             }
             for source, failure in failures.items()
         ]
@@ -131,6 +139,7 @@ class Embeddings:
                             "content": insert_image.excluded.content,
                             "error": insert_image.excluded.error,
                             "retry_at": insert_image.excluded.retry_at,
+                            "used_at": insert_image.excluded.used_at,
                         },
                     ),
                     # Two workers that save the same pictures lock the rows in one order.
@@ -146,7 +155,8 @@ class Embeddings:
             return connection.execute(query).scalar_one()
 
 
-def _digest(source: str) -> str:
+def digest(source: str) -> str:
+    """Return what a picture's source is stored as."""
     return sha256(source.encode(errors="surrogatepass")).hexdigest()
 
 

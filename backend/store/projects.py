@@ -16,7 +16,8 @@ class Project:
 
     `model_version` is the active version; `connection` what `connect` changed in Label Studio;
     `watermark` Label Studio's counters when the labels were last read; `surplus` how many
-    predictions more than one of a task the last sweep left, by version.
+    predictions more than one of a task the last sweep left, by version; `marked_at` when the last
+    round began that marked all its pictures in use, `marking` how far the one at hand has come.
     """
 
     id: int
@@ -29,6 +30,8 @@ class Project:
     webhook_at: float | None = None
     watermark: list[Any] | None = None
     surplus: dict[str, int] = field(default_factory=dict)
+    marked_at: float | None = None
+    marking: dict[str, Any] | None = None
 
 
 class Projects:

@@ -14,16 +14,20 @@ import threading
 import time
 import uuid
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from enum import Enum
 
 import sqlalchemy as sa
+from sqlalchemy.engine import Connection
 
 from backend.store.schema import Database, requests
 
 LEASE = 20.0
 LONGEST_BACKOFF = 60.0
+
+# What is wanted of the whole database; Label Studio's projects are numbered from 1.
+NO_PROJECT = 0
 
 
 class Kind(str, Enum):
@@ -35,6 +39,7 @@ class Kind(str, Enum):
     RECONCILE = "reconcile"
     EMBED = "embed"
     SWEEP = "sweep"
+    TIDY = "tidy"
 
 
 @dataclass(frozen=True)
@@ -77,8 +82,10 @@ class Requests:
         """Ask for `request` in `delay` seconds; at most five times that after the first asking."""
         self.add_all([request], delay=delay)
 
-    def add_all(self, wanted: Sequence[Request], *, delay: float = 0.0) -> None:
-        """Ask for several requests in one transaction."""
+    def add_all(
+        self, wanted: Sequence[Request], *, delay: float = 0.0, within: Connection | None = None
+    ) -> None:
+        """Ask for several requests in one transaction, which may be one at hand (`within`)."""
         if not wanted:
             return
         now = time.time()
@@ -110,7 +117,7 @@ class Requests:
             }
             for request in wanted
         ]
-        with self._database.write() as connection:
+        with self._database.write() if within is None else nullcontext(within) as connection:
             connection.execute(upsert, rows)
 
     def due(self, limit: int = 500) -> list[Request]:
@@ -128,6 +135,19 @@ class Requests:
         )
         with self._database.read() as connection:
             return [Request(row[0], Kind(row[1]), row[2]) for row in connection.execute(query)]
+
+    def more_urgent_is_due(self, kind: Kind) -> bool:
+        """Tell whether work of a more urgent kind waits for a worker."""
+        now = time.time()
+        kinds = list(Kind)
+        query = sa.select(requests.c.kind).where(
+            requests.c.kind.in_([other.value for other in kinds[: kinds.index(kind)]]),
+            requests.c.requested > requests.c.done,
+            requests.c.due_at <= now,
+            requests.c.lease_until <= now,
+        )
+        with self._database.read() as connection:
+            return connection.execute(query.limit(1)).first() is not None
 
     def waiting(self, project_id: int, kinds: Collection[Kind] = tuple(Kind)) -> list[Waiting]:
         """Return what is not done for a project."""

@@ -16,6 +16,9 @@ from backend.errors import DatabaseError, SettingsError
 
 metadata = sa.MetaData()
 
+# What the tables below are; `migrations/versions/` has how to come to it.
+REVISION = "0002"
+
 
 class AnyText(sa.TypeDecorator[str]):
     """Text from outside: what no database can hold of it is replaced.
@@ -51,6 +54,10 @@ projects = sa.Table(
     sa.Column("watermark", sa.JSON),
     # Predictions, more than one of a task, that the last sweep left in Label Studio, by version.
     sa.Column("surplus", sa.JSON, nullable=False),
+    # When the last round over its tasks began that marked all pictures in use (Unix time).
+    sa.Column("marked_at", sa.Float),
+    # How far the round at hand has come.
+    sa.Column("marking", sa.JSON),
 )
 
 tasks = sa.Table(
@@ -71,9 +78,11 @@ images = sa.Table(
     "images",
     metadata,
     sa.Column("source", sa.String(64), primary_key=True),
-    sa.Column("content", sa.String(64)),
+    sa.Column("content", sa.String(64), index=True),
     sa.Column("error", AnyText),
     sa.Column("retry_at", sa.Float),
+    # When it was last saved, or found to be in use (Unix time).
+    sa.Column("used_at", sa.Float, nullable=False),
 )
 
 embeddings = sa.Table(
@@ -82,6 +91,14 @@ embeddings = sa.Table(
     sa.Column("encoder", sa.String(128), primary_key=True),
     sa.Column("content", sa.String(64), primary_key=True),
     sa.Column("vector", sa.LargeBinary, nullable=False),
+)
+
+encoders = sa.Table(
+    "encoders",
+    metadata,
+    sa.Column("name", sa.String(128), primary_key=True),
+    # When it was last found to be in use (Unix time).
+    sa.Column("used_at", sa.Float, nullable=False),
 )
 
 versions = sa.Table(
@@ -120,25 +137,26 @@ requests = sa.Table(
 class Database:
     """The one owner of the connection pool; SQLite or PostgreSQL.
 
-    Raises SettingsError for a URL that cannot be used, DatabaseError where the server is away.
+    Opening it upgrades it to this release's schema. Raises SettingsError for a URL that cannot be
+    used, DatabaseError where the server is away or the database is of a newer release.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str | sa.URL) -> None:
         self.engine = _open(url)
         self.insert: Any = (
             postgresql.insert if self.engine.dialect.name == "postgresql" else sqlite.insert
         )
         try:
-            with self.write() as connection:
-                if connection.dialect.name == "postgresql":
-                    # Processes that start together must not create the same table twice.
-                    connection.execute(sa.text("SELECT pg_advisory_xact_lock(0x636c6970)"))
-                metadata.create_all(connection)
-        except sa.exc.OperationalError as error:
-            raise DatabaseError(
-                f"The database cannot be opened ({_first_line(error)}): "
-                "check DATABASE_URL or DATA_DIR"
-            ) from None
+            if self._revision() != REVISION:
+                self._upgrade()
+        except BaseException as error:
+            self.close()
+            if isinstance(error, sa.exc.OperationalError):
+                raise DatabaseError(
+                    f"The database cannot be opened ({_first_line(error)}): "
+                    "check DATABASE_URL or DATA_DIR"
+                ) from None
+            raise
 
     def among(self, column: sa.Column[Any], values: Sequence[Any]) -> sa.ColumnElement[bool]:
         """Return the condition that a column has one of many values.
@@ -164,12 +182,44 @@ class Database:
         ):
             yield connection
 
+    @contextmanager
+    def snapshot(self) -> Iterator[Connection]:
+        """Yield a connection that sees the database as it is at the first look, until the end."""
+        with self.engine.connect() as connection:
+            if connection.dialect.name == "postgresql":
+                # SQLite's transactions are of this kind anyway.
+                connection = connection.execution_options(isolation_level="REPEATABLE READ")
+            yield connection
+
     def close(self) -> None:
         """Close the pooled connections."""
         self.engine.dispose()
 
+    def _revision(self) -> str | None:
+        try:
+            with self.read() as connection:
+                revision: str | None = connection.scalar(
+                    sa.text("SELECT version_num FROM alembic_version")
+                )
+                return revision
+        except sa.exc.ProgrammingError:  # PostgreSQL without that table
+            return None
+        except sa.exc.OperationalError as error:
+            if "no such table" in str(error.orig):  # SQLite
+                return None
+            raise
 
-def _open(address: str) -> Engine:
+    def _upgrade(self) -> None:
+        from backend.store.upgrade import upgrade
+
+        with self.write() as connection:
+            if connection.dialect.name == "postgresql":
+                # Processes that start together must not upgrade twice.
+                connection.execute(sa.text("SELECT pg_advisory_xact_lock(0x636c6970)"))
+            upgrade(connection)
+
+
+def _open(address: str | sa.URL) -> Engine:
     try:
         url = make_url(address)
     except sa.exc.ArgumentError:

@@ -134,9 +134,9 @@ class Tasks:
         """Yield all open tasks of a project, in chunks."""
         yield from self._pages(project_id, tasks.c.open.is_(True))
 
-    def all(self, project_id: int) -> Iterator[list[StoredTask]]:
-        """Yield all tasks of a project, in chunks."""
-        yield from self._pages(project_id)
+    def all(self, project_id: int, *, after: int = -1) -> Iterator[list[StoredTask]]:
+        """Yield all tasks of a project, or those with higher ids than `after`, in chunks."""
+        yield from self._pages(project_id, tasks.c.id > after)
 
     def some(self, project_id: int, count: int, *, is_open: bool | None = None) -> list[StoredTask]:
         """Return up to `count` tasks, drawn by their ids: much the same ones as tasks are added."""
@@ -238,9 +238,14 @@ class Tasks:
             return Progress(*connection.execute(query).one())
 
     def forget(self, project_id: int) -> None:
-        """Drop the mirror of a project."""
-        with self._database.write() as connection:
-            connection.execute(sa.delete(tasks).where(tasks.c.project_id == project_id))
+        """Drop the mirror of a project, in portions: no other writer waits for long."""
+        query = sa.select(tasks.c.id).where(tasks.c.project_id == project_id).limit(10 * CHUNK)
+        while True:
+            with self._database.read() as connection:
+                ids = list(connection.scalars(query))
+            if not ids:
+                return
+            self.remove(project_id, ids)
 
     def _pages(
         self, project_id: int, *conditions: sa.ColumnElement[bool]

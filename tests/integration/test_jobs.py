@@ -74,7 +74,9 @@ def make_services(
         images = assembly.image_fetcher(settings, client)
         closing.extend((client.close, images.close))
         predictor = Predictor(encoder, store.embeddings, images, assembly.image_limits(settings))
-        services = Services(store, client, predictor, settings.learning, 600.0)
+        services = Services(
+            store, client, predictor, settings.learning, 600.0, settings.keep_unused
+        )
         current_services.set(services)
         return services
 

@@ -6,7 +6,9 @@ import sys
 import pytest
 
 
-@pytest.mark.parametrize("heavy", ["torch", "flask", "sqlalchemy", "open_clip", "rq", "gunicorn"])
+@pytest.mark.parametrize(
+    "heavy", ["torch", "alembic", "flask", "sqlalchemy", "open_clip", "rq", "gunicorn"]
+)
 def test_the_command_line_starts_without_what_only_some_commands_need(heavy: str) -> None:
     code = f"import sys, backend.cli; sys.exit({heavy!r} in sys.modules)"
 
