@@ -30,7 +30,7 @@ from backend.store import Store
 # Hypothesis remembers what it has tried, so one run of it may not be long.
 _BODIES_A_RUN = 2_000
 # A good prediction takes longer than most hostile requests.
-_BODIES_A_PREDICTION = 10
+_BODIES_A_PREDICTION = 50
 
 
 def main() -> None:
@@ -56,11 +56,14 @@ def main() -> None:
             encoder.wait(600)
             expected = hostile.Expected(app)
             run = 0
-            while (left := options.bodies - counts.total()) > 0:
-                path = hostile.PATHS[run % len(hostile.PATHS)]
-                _send(app, path, min(left, _BODIES_A_RUN), options.seed + run, expected, counts)
-                progress.update(task, completed=counts.total())
-                run += 1
+            try:
+                while (left := options.bodies - counts.total()) > 0:
+                    path = hostile.PATHS[run % len(hostile.PATHS)]
+                    _send(app, path, min(left, _BODIES_A_RUN), options.seed + run, expected, counts)
+                    progress.update(task, completed=counts.total())
+                    run += 1
+            except KeyboardInterrupt:
+                console.print("stopped")
         store.close()
     console.print(_table(counts))
 
