@@ -9,13 +9,14 @@ PIP_ARGS ?=
 BENCHMARKS := start webhook_latency scoring training store growth workers predict reordering
 DEMO_ARGS := $(if $(AUTO),--auto)
 
-.PHONY: help install demo test lint format bench bench-learning soak clean
+.PHONY: help install demo test lint fuzz format bench bench-learning soak clean
 
 help:
 	@echo "make demo          a real Label Studio with a project of drawn pictures, connected"
 	@echo "make demo AUTO=1   the same, annotating by itself and printing how accuracy rises"
 	@echo "make test          every test"
-	@echo "make lint          ruff, mypy, import-linter"
+	@echo "make lint          ruff, mypy, import-linter, pip-audit"
+	@echo "make fuzz          200,000 hostile requests to the API (FUZZ_ARGS=\"--bodies N --seed N\")"
 	@echo "make format        let ruff format the code"
 	@echo "make bench         the benchmarks"
 	@echo "make bench-learning"
@@ -54,6 +55,12 @@ lint: $(VENV)/.installed
 	@$(BIN)/mypy
 	@echo "==> import-linter"
 	@$(BIN)/lint-imports
+	@echo "==> pip-audit"
+	@scripts/audit $(BIN)
+
+fuzz: $(VENV)/.installed
+	@echo "==> hostile requests to the API"
+	@PYTHONPATH=tests/integration $(BIN)/python scripts/fuzz.py $(FUZZ_ARGS)
 
 format: $(VENV)/.installed
 	@$(BIN)/ruff check --fix .

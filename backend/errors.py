@@ -4,7 +4,9 @@ ClipBackendError
 ├── SettingsError               a setting is missing or wrong
 ├── RequestError (400)          a request that cannot be understood
 │   ├── AuthenticationError (401)
-│   └── NotFoundError (404)
+│   ├── NotFoundError (404)
+│   ├── TooLargeError (413)
+│   └── TooManyRequestsError (429)
 ├── LabelingConfigError (400)   a labeling config that cannot be read
 ├── TaskError                   one task that cannot be predicted
 │   └── ImageError              its picture cannot be had
@@ -53,6 +55,22 @@ class NotFoundError(RequestError):
     """What was asked for does not exist."""
 
     status = 404
+
+
+class TooLargeError(RequestError):
+    """A body that this process cannot hold."""
+
+    status = 413
+
+
+class TooManyRequestsError(RequestError):
+    """A request that has to be sent again, `retry_after` seconds later."""
+
+    status = 429
+
+    def __init__(self, message: str, *, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class LabelingConfigError(ClipBackendError):

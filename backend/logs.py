@@ -6,12 +6,23 @@ import logging
 import sys
 import warnings
 
+_LONGEST_LINE = 4000
+
+
+class _OneLine(logging.Formatter):
+    """Keeps what strangers have sent from looking like an event of its own."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 — logging's name
+        line = super().formatMessage(record)
+        shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line[:_LONGEST_LINE])
+        return shown if len(line) <= _LONGEST_LINE else f"{shown} …"
+
 
 def configure_logging(level: str) -> None:
     """Send this process's events to standard error."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
-        logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S")
+        _OneLine("%(asctime)s %(levelname)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S")
     )
     # open_clip writes its download troubles to the root logger; ours say them in one line.
     handler.addFilter(lambda record: record.name != "root")

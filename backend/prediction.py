@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from backend.clip.prompts import NEUTRAL, prompts
-from backend.errors import ImageError, TaskError
+from backend.errors import ImageError, LabelingConfigError, TaskError
 from backend.labelstudio.config import Control, LabelingConfig, image_source
 from backend.labelstudio.decoding import ImageLimits, decode
 from backend.labelstudio.images import ImageFetcher
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 # Bounds the memory of one pass.
 TASKS_AT_ONCE = 1000
+
+# Of one control: 20,000 choices, each with a value and an alias, in each of the templates.
+_MAX_PROMPTS = 160_000
 
 # A broken picture may be replaced under its address, but not every minute.
 BROKEN_FOR = 3600.0
@@ -307,12 +310,20 @@ def score_of(uncertainty: float, version: Version) -> float:
 
 
 def zero_shot_head(encoder: Encoder, control: Control, learning: LearningSettings) -> ControlHead:
-    """Return the head of a control's choices from their names alone."""
+    """Return the head of a control's choices from their names alone.
+
+    Raises LabelingConfigError where the choices have too many names.
+    """
     import torch
 
     from backend.learning.head import zero_shot
 
     wordings = [_wordings(choice.value, choice.names, learning) for choice in control.choices]
+    if (count := sum(map(len, wordings))) > _MAX_PROMPTS:
+        raise LabelingConfigError(
+            f'<Choices name="{control.name}"> has {count} prompts; CLIP reads at most '
+            f"{_MAX_PROMPTS}: give fewer predicted_values, or fewer prompts in the extra params"
+        )
     flat = encoder.encode_texts([text for texts in wordings for text in texts])
     rows, start = [], 0
     for texts in wordings:

@@ -178,6 +178,20 @@ class Settings(BaseSettings):
     host: str = Field("0.0.0.0", description="Address that the API listens on")  # noqa: S104
     port: int = Field(9090, ge=1, le=65_535, description="Port that the API listens on")
     threads: int = Field(16, ge=2, le=512, description="Threads that answer requests")
+    predict_threads: int | None = Field(
+        None,
+        ge=1,
+        le=511,
+        description="Threads of `THREADS` that may answer `/predict` at the same time, so that the "
+        "others are there for `/health` and `/webhook`; unset: half of them",
+    )
+    proxies: int = Field(
+        0,
+        ge=0,
+        le=10,
+        description="Reverse proxies before the API whose `X-Forwarded-For` tells the client's "
+        "address",
+    )
     log_level: str = Field("INFO", description="`DEBUG`, `INFO`, `WARNING` or `ERROR`")
     image_hosts: str = Field(
         "public",
@@ -242,6 +256,8 @@ class Settings(BaseSettings):
             raise SettingsError(_first_problem(error, upper=True)) from None
         if (settings.basic_auth_user is None) != (settings.basic_auth_pass is None):
             raise SettingsError("Set both BASIC_AUTH_USER and BASIC_AUTH_PASS, or neither")
+        if settings.predictions_at_once >= settings.threads:
+            raise SettingsError("PREDICT_THREADS: must be less than THREADS")
         return settings
 
     @property
@@ -253,6 +269,11 @@ class Settings(BaseSettings):
             retrain_delay=self.retrain_delay,
             min_annotations=self.min_annotations,
         )
+
+    @property
+    def predictions_at_once(self) -> int:
+        """How many requests for predictions may be answered at the same time."""
+        return self.threads // 2 if self.predict_threads is None else self.predict_threads
 
     @property
     def requires_auth(self) -> bool:

@@ -1,7 +1,9 @@
 """Who may ask what.
 
 Everything but `/` and `/health` asks for basic auth where it is set. Label Studio sends none with
-a webhook: there, the secret that `connect` puts into the webhook's headers does instead.
+a webhook: there, the secret that `connect` puts into the webhook's headers does instead. What is
+sent and wrong is counted, passwords and secrets apart: a Label Studio whose webhook carries an
+old secret still gets its predictions.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from hashlib import sha256
 
 from flask import Request
 
+from backend.api.failed_logins import FailedLogins, address_of
 from backend.errors import AuthenticationError
 from backend.settings import Settings
 from backend.store.projects import Project
@@ -24,27 +27,44 @@ OPEN_PATHS = frozenset({"/", "/health"})
 WEBHOOK_PATH = "/webhook"
 
 
-def check_basic_auth(settings: Settings, request: Request) -> None:
-    """Raise AuthenticationError for a request without the credentials that are set."""
+def check_basic_auth(settings: Settings, request: Request, passwords: FailedLogins) -> None:
+    """Let in a request with the credentials that are set, where any are.
+
+    Raises AuthenticationError, or TooManyRequestsError where too many were wrong.
+    """
     if request.path in OPEN_PATHS or request.path == WEBHOOK_PATH:
         return
-    if settings.basic_auth_user is not None and not _has_basic_auth(settings, request):
+    if settings.basic_auth_user is not None and not _logs_in(settings, request, passwords):
         raise AuthenticationError("basic auth is needed: BASIC_AUTH_USER and BASIC_AUTH_PASS")
 
 
-def check_webhook(settings: Settings, request: Request, project: Project | None) -> None:
-    """Raise AuthenticationError for a webhook that does not prove where it comes from."""
+def check_webhook(
+    settings: Settings,
+    request: Request,
+    project: Project | None,
+    passwords: FailedLogins,
+    secrets: FailedLogins,
+) -> None:
+    """Let in a webhook that proves where it comes from, where it must.
+
+    Raises AuthenticationError, or TooManyRequestsError where too many proofs were wrong.
+    """
     if not settings.requires_auth:
         return
-    if settings.basic_auth_user is not None and _has_basic_auth(settings, request):
+    if settings.basic_auth_user is not None and _logs_in(settings, request, passwords):
         return
-    sent = digest(request.headers.get(SECRET_HEADER, ""))
-    if settings.webhook_secret is not None:
-        expected = digest(settings.webhook_secret.get_secret_value())
-    else:
-        expected = (project.webhook_digest if project is not None else None) or ""
-    if hmac.compare_digest(sent, expected):
-        return
+    sent = request.headers.get(SECRET_HEADER)
+    if sent is not None:
+        if settings.webhook_secret is not None:
+            expected = digest(settings.webhook_secret.get_secret_value())
+        else:
+            expected = (project.webhook_digest if project is not None else None) or ""
+        right = hmac.compare_digest(digest(sent), expected)
+        # One Label Studio sends the webhooks of several projects, and some may have been forgotten.
+        client = (address_of(request.remote_addr), None if project is None else project.id)
+        secrets.judge(client, right=right)
+        if right:
+            return
     where = project.id if project is not None else "ID"
     log.warning(
         "webhook refused project=%s: it carries no valid %s header; "
@@ -64,7 +84,7 @@ def digest(secret: str) -> str:
     return sha256(secret.encode(errors="surrogatepass")).hexdigest()
 
 
-def _has_basic_auth(settings: Settings, request: Request) -> bool:
+def _logs_in(settings: Settings, request: Request, passwords: FailedLogins) -> bool:
     if settings.basic_auth_user is None or settings.basic_auth_pass is None:
         return False
     given = request.authorization
@@ -75,4 +95,6 @@ def _has_basic_auth(settings: Settings, request: Request) -> bool:
     password = hmac.compare_digest(
         digest(given.password or ""), digest(settings.basic_auth_pass.get_secret_value())
     )
-    return user and password
+    right = user and password
+    passwords.judge(address_of(request.remote_addr), right=right)
+    return right

@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
 
-from backend.errors import RequestError, TaskError
+from backend.errors import RequestError, TaskError, TooLargeError
+from backend.labelstudio.config import LabelingConfig
 from backend.prediction import Prediction
 from backend.store.tasks import Task
 
 # The largest id that the database's integers hold.
 _LARGEST_ID = 2**31 - 1
+
+# Label Studio waits 100 s, in which not even stored pictures give more predictions than this.
+_MOST_PREDICTIONS = 100_000
+
+# Looked at by `project_id`, which says what is wrong in a sentence.
+ProjectId = Annotated[
+    Any,
+    WithJsonSchema(
+        {
+            "description": "A project's id; Label Studio appends the time of its creation",
+            "anyOf": [
+                {"type": "integer", "minimum": 1, "maximum": _LARGEST_ID},
+                {"type": "string", "pattern": r"^0{0,9}[1-9][0-9]{0,8}(\.|$)"},
+            ],
+        }
+    ),
+]
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -22,8 +40,8 @@ class SetupRequest(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
 
-    project: Any = None
-    labeling_config: str = Field("", alias="schema")
+    project: ProjectId
+    labeling_config: str = Field("", alias="schema", description="The labeling config, as XML")
     extra_params: dict[str, Any] | str | None = None
 
 
@@ -32,8 +50,8 @@ class PredictRequest(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
 
-    tasks: list[Any]
-    project: Any = None
+    tasks: list[Any] = Field(max_length=_MOST_PREDICTIONS)
+    project: ProjectId | None = None
     label_config: str | None = None
 
 
@@ -42,7 +60,7 @@ class WebhookRequest(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
 
-    action: str
+    action: str = Field(max_length=100)
     project: Any = None
     task: Any = None
     annotation: Any = None
@@ -77,7 +95,7 @@ class ProjectRequest(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
 
-    project: Any = None
+    project: ProjectId
 
 
 class DuplicateRequest(BaseModel):
@@ -85,8 +103,8 @@ class DuplicateRequest(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
 
-    project_src: Any
-    project_dst: Any
+    project_src: ProjectId
+    project_dst: ProjectId
 
 
 class ValidateRequest(BaseModel):
@@ -102,7 +120,114 @@ class JobStatusRequest(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
 
-    job: str
+    job: str = Field(description="What `/train` has answered, or a project's id")
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Problem(_Answer):
+    """Any answer that is an error."""
+
+    error: str = Field(description="What is wrong and what to do")
+
+
+class HealthAnswer(_Answer):
+    """`GET /health`."""
+
+    status: Literal["UP"]
+    model_class: str
+    version: str
+    encoder: Literal["ready", "loading"]
+
+
+class SetupAnswer(_Answer):
+    """`POST /setup`."""
+
+    model_version: str
+    message: str = Field(description="What is predicted, or why nothing is and what to do")
+
+
+class Chosen(_Answer):
+    """The value of a `<Choices>`, as Label Studio stores it."""
+
+    choices: list[str] = Field(min_length=1)
+
+
+class ControlResult(_Answer):
+    """What is predicted of one control."""
+
+    from_name: str
+    to_name: str
+    type: Literal["choices"]
+    value: Chosen
+    score: float = Field(ge=0, le=1)
+
+
+class PredictedTask(_Answer):
+    """One task's prediction."""
+
+    result: list[ControlResult]
+    score: float = Field(ge=0, le=1)
+    model_version: str
+
+
+class PredictAnswer(_Answer):
+    """`POST /predict`: an item for each task, in their order."""
+
+    results: list[PredictedTask | Problem]
+    model_version: str
+
+
+class StatusAnswer(_Answer):
+    """What was done."""
+
+    status: str
+
+
+class ValidateAnswer(_Answer):
+    """`POST /validate`."""
+
+    status: Literal["ok"]
+    message: str
+
+
+class JobAnswer(_Answer):
+    """`POST /train`."""
+
+    job: str = Field(description="For `/job_status`")
+
+
+class JobStatusAnswer(_Answer):
+    """`POST /job_status`."""
+
+    job_status: Literal["queued", "started", "finished"]
+    error: str | None = Field(description="Why the last attempt failed")
+
+
+class VersionsAnswer(_Answer):
+    """`GET /versions`."""
+
+    versions: list[str]
+
+
+class Description(BaseModel):
+    """`GET /openapi.json`."""
+
+    model_config = ConfigDict(extra="allow")
+
+    openapi: str
+    info: dict[str, Any]
+    paths: dict[str, Any]
+
+
+class ReportAnswer(_Answer):
+    """`GET /report`."""
+
+    project: int
+    model_version: str | None
+    controls: dict[str, Any] = Field(description="What is known of each control's head")
 
 
 def parse(model: type[Model], body: object) -> Model:
@@ -123,6 +248,15 @@ def project_id(value: object) -> int:
     if isinstance(text, bool) or not isinstance(text, int) or not 0 < text <= _LARGEST_ID:
         raise RequestError("project: must be a project's id, such as 7")
     return text
+
+
+def check_size(tasks: Sequence[object], config: LabelingConfig) -> None:
+    """Raise TooLargeError for more predictions than one answer can have."""
+    if len(tasks) * len(config.controls) > _MOST_PREDICTIONS:
+        raise TooLargeError(
+            f"tasks: {len(tasks)} tasks of {len(config.controls)} controls are more than "
+            f"{_MOST_PREDICTIONS} predictions; send fewer tasks at a time"
+        )
 
 
 def task(value: object) -> Task | TaskError:

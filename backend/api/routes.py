@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from http import HTTPStatus
+from math import ceil
 
 import orjson
 from flask import Blueprint, Flask, Response, request
 from werkzeug.exceptions import HTTPException
+from werkzeug.middleware.proxy_fix import ProxyFix
 
 from backend import __version__
-from backend.api import messages
+from backend.api import messages, openapi
 from backend.api.auth import check_basic_auth, check_webhook
+from backend.api.failed_logins import FailedLogins
+from backend.api.load import LARGEST_BODY, Bodies, PredictSlots
 from backend.api.monitoring import Metrics
 from backend.clip.background import BackgroundEncoder
 from backend.errors import (
     AuthenticationError,
     ClipBackendError,
+    LabelingConfigError,
     NotFoundError,
     RequestError,
+    TooManyRequestsError,
 )
 from backend.labelstudio.config import parse_labeling_config
 from backend.labelstudio.decoding import ImageLimits
@@ -33,9 +40,6 @@ from backend.store.requests import Kind, Request
 from backend.store.tasks import Task
 
 log = logging.getLogger(__name__)
-
-# Tasks can carry pictures as data URIs; a webhook about an import carries every task.
-LARGEST_BODY = 256 * 1024 * 1024
 
 # Label Studio waits 100 s for predictions; what takes longer is work for nothing.
 ENCODER_WAIT = 90.0
@@ -67,25 +71,49 @@ class ApiServices:
     encoder: BackgroundEncoder
     images: ImageFetcher
     limits: ImageLimits
+    clock: Callable[[], float] = time.monotonic
+
+
+@dataclass(frozen=True)
+class _Bounds:
+    """What all requests of one app share, so that none takes too much of it."""
+
+    predicting: PredictSlots
+    bodies: Bodies
+    passwords: FailedLogins
+    secrets: FailedLogins
 
 
 def create_app(services: ApiServices) -> Flask:
     """Return the WSGI app."""
     app = Flask(__name__)
     app.config["MAX_CONTENT_LENGTH"] = LARGEST_BODY
+    settings = services.settings
+    if settings.proxies:
+        app.wsgi_app = ProxyFix(app.wsgi_app, x_for=settings.proxies, x_proto=0)  # type: ignore[method-assign]
     metrics = Metrics(services.store, services.encoder)
     metrics.observe(app)
-    app.before_request(lambda: check_basic_auth(services.settings, request))
-    app.register_blueprint(_protocol(services, metrics))
+    bounds = _Bounds(
+        PredictSlots(settings.predictions_at_once),
+        Bodies(),
+        passwords=FailedLogins(services.clock),
+        secrets=FailedLogins(services.clock),
+    )
+    app.before_request(lambda: check_basic_auth(settings, request, bounds.passwords))
+    app.teardown_request(lambda _: bounds.bodies.release())
+    app.register_blueprint(_protocol(services, metrics, bounds))
     app.register_error_handler(ClipBackendError, _refuse)
     app.register_error_handler(HTTPException, _refuse_http)
     app.register_error_handler(Exception, _fail)
     return app
 
 
-def _protocol(services: ApiServices, metrics: Metrics) -> Blueprint:
+def _protocol(services: ApiServices, metrics: Metrics, bounds: _Bounds) -> Blueprint:
     protocol = Blueprint("protocol", __name__)
     store = services.store
+
+    def parsed(model: type[messages.Model]) -> messages.Model:
+        return messages.parse(model, bounds.bodies.json(request))
 
     @cache
     def get_predictor() -> Predictor:
@@ -107,7 +135,7 @@ def _protocol(services: ApiServices, metrics: Metrics) -> Blueprint:
 
     @protocol.post("/setup")
     def setup() -> Response:
-        body = messages.parse(messages.SetupRequest, _body())
+        body = parsed(messages.SetupRequest)
         project_id = messages.project_id(body.project)
         config = parse_labeling_config(body.labeling_config)
         changed = store.projects.set_up(
@@ -130,15 +158,20 @@ def _protocol(services: ApiServices, metrics: Metrics) -> Blueprint:
 
     @protocol.post("/predict")
     def predict() -> Response:
-        body = messages.parse(messages.PredictRequest, _body())
+        # Before its body is read, which may take long and much.
+        with bounds.predicting.take():
+            return _predictions(parsed(messages.PredictRequest))
+
+    def _predictions(body: messages.PredictRequest) -> Response:
         project_id = None if body.project is None else messages.project_id(body.project)
         project = None if project_id is None else store.projects.get(project_id)
         label_config = body.label_config or (project.label_config if project is not None else "")
         if not label_config:
             raise RequestError("label_config: is needed for a project that was never set up")
         config = parse_labeling_config(label_config)
-        parsed = [messages.task(item) for item in body.tasks]
-        tasks = [item for item in parsed if isinstance(item, Task)]
+        messages.check_size(body.tasks, config)
+        items = [messages.task(item) for item in body.tasks]
+        tasks = [item for item in items if isinstance(item, Task)]
         predictor = get_predictor()
         version = None if project is None else store.versions.active(project.id)
         if version is None or not fits(version, config, predictor.encoder.identity):
@@ -148,7 +181,7 @@ def _protocol(services: ApiServices, metrics: Metrics) -> Blueprint:
             version = predictor.zero_shot(project_id or 0, config, learning)
         outcomes = iter(predictor.predict(tasks, config, version))
         results = [
-            messages.result(next(outcomes) if isinstance(item, Task) else item) for item in parsed
+            messages.result(next(outcomes) if isinstance(item, Task) else item) for item in items
         ]
         failed = sum("error" in item for item in results)
         metrics.predictions.labels("error").inc(failed)
@@ -157,13 +190,13 @@ def _protocol(services: ApiServices, metrics: Metrics) -> Blueprint:
 
     @protocol.post("/webhook")
     def webhook() -> Response:
-        body = messages.parse(messages.WebhookRequest, _body())
+        body = parsed(messages.WebhookRequest)
         project_id = body.project_id
         project = store.projects.get(project_id)
-        check_webhook(services.settings, request, project)
+        check_webhook(services.settings, request, project, bounds.passwords, bounds.secrets)
         if project is None:
             # The database was lost; the webhook still knows that the project is connected.
-            store.projects.set_up(project_id, label_config=body.label_config)
+            store.projects.set_up(project_id, label_config=_readable(body.label_config))
             store.requests.add_all([Request(project_id, kind) for kind in (Kind.TRAIN, Kind.SYNC)])
         elif not project.connected:
             return _answer({"status": "ignored: the project is not connected"})
@@ -183,14 +216,14 @@ def _protocol(services: ApiServices, metrics: Metrics) -> Blueprint:
 
     @protocol.post("/train")
     def train() -> Response:
-        body = messages.parse(messages.ProjectRequest, _body())
+        body = parsed(messages.ProjectRequest)
         project_id = _known(messages.project_id(body.project))
         store.requests.add(Request(project_id, Kind.TRAIN))
         return _answer({"job": f"train-{project_id}"}, HTTPStatus.CREATED)
 
     @protocol.post("/job_status")
     def job_status() -> Response:
-        job = messages.parse(messages.JobStatusRequest, _body()).job
+        job = parsed(messages.JobStatusRequest).job
         project_id = _known(messages.project_id(job.removeprefix("train-")))
         waiting = store.requests.waiting(project_id, (Kind.TRAIN,))
         status = "finished"
@@ -201,18 +234,18 @@ def _protocol(services: ApiServices, metrics: Metrics) -> Blueprint:
 
     @protocol.post("/validate")
     def validate() -> Response:
-        body = messages.parse(messages.ValidateRequest, _body())
+        body = parsed(messages.ValidateRequest)
         return _answer({"status": "ok", "message": parse_labeling_config(body.config).sentence})
 
     @protocol.post("/delete")
     def delete() -> Response:
-        body = messages.parse(messages.ProjectRequest, _body())
+        body = parsed(messages.ProjectRequest)
         store.projects.update(_known(messages.project_id(body.project)), connected=False)
         return _answer({"status": "ok"})
 
     @protocol.post("/duplicate_model")
     def duplicate_model() -> Response:
-        body = messages.parse(messages.DuplicateRequest, _body())
+        body = parsed(messages.DuplicateRequest)
         source = store.projects.get(_known(messages.project_id(body.project_src)))
         target_id = messages.project_id(body.project_dst)
         if source is not None:
@@ -242,6 +275,10 @@ def _protocol(services: ApiServices, metrics: Metrics) -> Blueprint:
     def render_metrics() -> Response:
         return metrics.render()
 
+    @protocol.get("/openapi.json")
+    def describe() -> Response:
+        return _answer(openapi.describe())
+
     def _known(project_id: int) -> int:
         if store.projects.get(project_id) is None:
             raise NotFoundError(
@@ -270,11 +307,13 @@ def wanted_after(action: str, retrain_delay: float, *, config_changed: bool) -> 
     return {}
 
 
-def _body() -> object:
+def _readable(label_config: str | None) -> str | None:
+    """Return a webhook's labeling config, unless it cannot be read: it is no more than a hint."""
     try:
-        return orjson.loads(request.get_data(cache=False))
-    except orjson.JSONDecodeError as error:
-        raise RequestError(f"the body is not JSON: {error}") from None
+        parse_labeling_config(label_config or "")
+    except LabelingConfigError:
+        return None
+    return label_config
 
 
 def _answer(body: object, status: HTTPStatus = HTTPStatus.OK) -> Response:
@@ -283,7 +322,8 @@ def _answer(body: object, status: HTTPStatus = HTTPStatus.OK) -> Response:
 
 def _refuse(error: ClipBackendError) -> Response:
     # Label Studio shows its users the status line and never the body.
-    reason = " ".join(str(error).encode("ascii", "replace").decode().split())[:300]
+    message = str(error)[:300].encode("ascii", "replace").decode()
+    reason = " ".join("".join(c if c.isprintable() else " " for c in message).split())
     response = Response(
         orjson.dumps({"error": str(error)}),
         status=f"{error.status} {reason}",
@@ -291,6 +331,8 @@ def _refuse(error: ClipBackendError) -> Response:
     )
     if isinstance(error, AuthenticationError):
         response.headers["WWW-Authenticate"] = 'Basic realm="clip-backend"'
+    if isinstance(error, TooManyRequestsError):
+        response.headers["Retry-After"] = str(ceil(error.retry_after))
     if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         log.warning("%s %s failed: %s", request.method, request.path, error)
     return response

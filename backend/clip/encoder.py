@@ -37,6 +37,10 @@ DEFAULT_PRETRAINED = {"ViT-B-32-256": "datacomp_s34b_b86k"}
 # Large enough to fill the hardware, small enough that activations stay in its caches or memory.
 BATCH = {"cuda": 256, "mps": 64, "cpu": 32}
 
+# In characters, well past what a model has tokens for. To tokenize one long word takes time that
+# grows with the square of its length.
+_LONGEST_TEXT = 1000
+
 # Sets of sentences whose vectors are kept: the prompts of so many labeling configs.
 _REMEMBERED = 64
 
@@ -137,7 +141,8 @@ class Encoder:
 
     def _encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         step = self.batch_size
-        parts = [self.tokenize(list(texts[i : i + step])) for i in range(0, len(texts), step)]
+        readable = [text[:_LONGEST_TEXT] for text in texts]
+        parts = [self.tokenize(readable[i : i + step]) for i in range(0, len(texts), step)]
         encoded = [
             self._thread.submit(self._unit, self.model.encode_text, tokens) for tokens in parts
         ]

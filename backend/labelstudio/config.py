@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from xml.etree.ElementTree import Element, ParseError, TreeBuilder
 
@@ -13,6 +13,15 @@ from backend.errors import LabelingConfigError, TaskError
 
 _MAX_BYTES = 1 << 20
 _MAX_DEPTH = 200
+# Far above what people can choose from, and few enough for CLIP to read their names in minutes.
+_MAX_CHOICES = 20_000
+_MAX_CONTROLS = 500
+# Values, aliases and predicted_values.
+_MAX_NAMES = 2 * _MAX_CHOICES
+# Of an address that is put together from several fields of a task.
+_MAX_FILLED_IN = 100_000
+# Controls that a sentence for people names.
+_NAMED = 20
 
 # Label Studio's editor finds task fields in a tag's value with exactly this pattern; as there,
 # `\w` means ASCII, so "$my-image" reads the field "my" and leaves "-image" as text.
@@ -63,8 +72,8 @@ class LabelingConfig:
     def sentence(self) -> str:
         """One sentence for people: what is predicted, or why nothing is and what to do."""
         if self.controls:
-            return f"Predicts {'; '.join(map(_summary, self.controls))}."
-        reasons = " ".join(self.left_alone) or "The labeling config has no <Choices>."
+            return f"Predicts {_some([_summary(control) for control in self.controls], '; ')}."
+        reasons = _some(self.left_alone, " ") or "The labeling config has no <Choices>."
         return (
             f"Nothing is predicted: {reasons} "
             'Add <Choices name="…" toName="…"> over an <Image> to the labeling config.'
@@ -110,7 +119,8 @@ def parse_labeling_config(xml: str) -> LabelingConfig:
     An empty config is one with nothing to predict.
 
     Raises LabelingConfigError for text that is not XML, that declares a DTD or entities, that is
-    larger than 1 MiB, or that nests deeper than 200 tags.
+    larger than 1 MiB, that nests deeper than 200 tags, or that has more than 500 controls to
+    predict, 20,000 choices or 40,000 names of them.
     """
     if not xml.strip():
         return LabelingConfig(controls=(), left_alone=())
@@ -135,6 +145,7 @@ def parse_labeling_config(xml: str) -> LabelingConfig:
             controls.append(_control(tag, objects))
         except _NotPredictedError as reason:
             left_alone.append(f"{tag} is left alone: {reason}.")
+    _check_size(controls)
     return LabelingConfig(controls=tuple(controls), left_alone=tuple(left_alone))
 
 
@@ -144,9 +155,25 @@ def image_source(control: Control, data: Mapping[str, object]) -> str:
     A template that is one variable, such as "$image" or "$pages[0].url", is that field; variables
     within text are filled in; text without variables is taken as it is.
 
-    Raises TaskError if a field is missing, empty, or neither text nor a whole number.
+    Raises TaskError if a field is missing, empty, or neither text nor a whole number, or if what
+    is put together from text and fields is longer than 100,000 characters.
     """
-    return _VARIABLE.sub(lambda match: _field(data, match.group()[1:]), control.image)
+    template = control.image
+    if _VARIABLE.fullmatch(template):
+        return _field(data, template[1:])
+    length = 0
+
+    def fill_in(match: re.Match[str]) -> str:
+        nonlocal length
+        field = _field(data, match.group()[1:])
+        length += len(field)
+        if length > _MAX_FILLED_IN:
+            raise TaskError(
+                f"the task's fields make an address of more than {_MAX_FILLED_IN} characters"
+            )
+        return field
+
+    return _VARIABLE.sub(fill_in, template)
 
 
 def _parse(xml: str) -> Element:
@@ -231,9 +258,22 @@ def _image(to_name: str, objects: Mapping[str, _Tag]) -> _Tag:
     return image
 
 
+def _check_size(controls: Sequence[Control]) -> None:
+    choices = [choice for control in controls for choice in control.choices]
+    for count, limit, what in (
+        (len(controls), _MAX_CONTROLS, "<Choices> to predict"),
+        (len(choices), _MAX_CHOICES, "choices to predict"),
+        (sum(len(choice.names) for choice in choices), _MAX_NAMES, "names of choices"),
+    ):
+        if count > limit:
+            raise LabelingConfigError(f"the labeling config has more than {limit} {what}")
+
+
 def _choices(element: Element) -> Iterator[Choice]:
     stored: set[str] = set()
     for choice in element.iter():
+        if choice is not element and choice.tag.lower() == "choices":
+            raise _NotPredictedError("it holds another <Choices>")
         if choice.tag.lower() != "choice":
             continue
         if any(inner is not choice and inner.tag.lower() == "choice" for inner in choice.iter()):
@@ -277,6 +317,11 @@ def _follow(data: Mapping[str, object], path: str) -> object:
         else:
             raise TaskError(f"task data has no field {path!r}")
     return value
+
+
+def _some(sentences: Sequence[str], separator: str) -> str:
+    rest = len(sentences) - _NAMED
+    return separator.join(sentences[:_NAMED]) + (f" (and {rest} more)" if rest > 0 else "")
 
 
 def _summary(control: Control) -> str:

@@ -26,6 +26,7 @@ from backend.labelstudio.transport import PictureTransport
 
 _MAX_REDIRECTS = 5
 _REMEMBERED = 100_000
+_LONGEST_REMEMBERED = 2_000
 _FIRST_RETRY_AFTER = 0.2
 
 Used = TypeVar("Used")
@@ -112,6 +113,8 @@ class ImageFetcher:
         source = _cleaned(source)
         if _scheme(source) in _CLOUD_SCHEMES | {"data"}:
             return source
+        if len(source) > _LONGEST_REMEMBERED:
+            return self._locate_uncached(source)
         return self._locate(source)
 
     def _locate_uncached(self, source: str) -> str:
@@ -370,7 +373,14 @@ def _shown(source: str) -> str:
     """Name a source in a message, without userinfo, signatures and whole data URIs."""
     if _scheme(source) == "data":
         return "data: URI"
-    if source.startswith("/") and not source.startswith("//"):
+    # Of Label Studio's own paths this one has the file's name in its query.
+    if source.startswith("/data/local-files/"):
         return source[:200]
     place = source.partition("?")[0].partition("#")[0]
-    return re.sub(r"//[^/]*@", "//", place)[:200]
+    before, slashes, rest = place.partition("//")
+    authority, slash, path = rest.partition("/")
+    host = authority.rpartition("@")[2]
+    name, colon, port = host.rpartition(":")
+    if colon and "]" not in port and not port.isdecimal():
+        host = name  # no port, but the beginning of a password with a slash in it
+    return f"{before}{slashes}{host}{slash}{path}"[:200]

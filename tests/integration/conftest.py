@@ -19,9 +19,14 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import pytest
 import redis
+from flask import Flask
 from PIL import Image
 
+from backend import assembly
+from backend.api.routes import ApiServices, create_app
+from backend.clip.background import BackgroundEncoder
 from backend.clip.encoder import Encoder, load_encoder
+from backend.settings import Settings
 from backend.store import Store
 from tests.integration.fake_label_studio import FakeLabelStudio
 from tests.integration.fetching import Answer, Server, respond
@@ -182,9 +187,35 @@ def redis_url(redis_socket: Path) -> str:
     return url
 
 
+StartApp = Callable[..., Flask]
+
+
 @pytest.fixture(scope="session")
 def encoder() -> Encoder:
     return load_encoder("tiny", None, "cpu", "float32")
+
+
+@pytest.fixture
+def start_app(store: Store, encoder: Encoder) -> Iterator[StartApp]:
+    fetchers = []
+
+    def start(
+        load: Callable[[], Encoder] = lambda: encoder,
+        clock: Callable[[], float] = time.monotonic,
+        **values: Any,
+    ) -> Flask:
+        values = {"image_timeout": 20.0, "image_hosts": "127.0.0.1"} | values
+        settings = Settings.read(**values)
+        fetchers.append(assembly.image_fetcher(settings, None))
+        background = BackgroundEncoder(load)
+        limits = assembly.image_limits(settings)
+        app = create_app(ApiServices(settings, store, background, fetchers[-1], limits, clock))
+        background.start()
+        return app
+
+    yield start
+    for fetcher in fetchers:
+        fetcher.close()
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import threading
 from base64 import b64encode
-from collections.abc import Callable, Iterator
+from itertools import count
 from typing import Any
 
 import pytest
@@ -13,10 +13,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from werkzeug.test import TestResponse
 
 from backend import assembly
-from backend.api import routes
+from backend.api import load
 from backend.api.auth import SECRET_HEADER, digest
-from backend.api.routes import ApiServices, create_app
-from backend.clip.background import BackgroundEncoder
 from backend.clip.encoder import Encoder
 from backend.errors import EncoderError
 from backend.labelstudio.config import parse_labeling_config
@@ -25,7 +23,7 @@ from backend.settings import Settings
 from backend.store import Store
 from backend.store.requests import Kind
 from backend.store.versions import Version
-from tests.integration.conftest import PictureServer, data_uri
+from tests.integration.conftest import PictureServer, StartApp, data_uri
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
@@ -40,27 +38,6 @@ CONFIG = """
 NOTHING_FOR_US = '<View><Text name="t" value="$t"/><TextArea name="a" toName="t"/></View>'
 PROJECT = "7.1718000000"
 SECRET = "a-webhook-secret"
-
-StartApp = Callable[..., Flask]
-
-
-@pytest.fixture
-def start_app(store: Store, encoder: Encoder) -> Iterator[StartApp]:
-    fetchers = []
-
-    def start(load: Callable[[], Encoder] = lambda: encoder, **values: Any) -> Flask:
-        values = {"image_timeout": 20.0, "image_hosts": "127.0.0.1"} | values
-        settings = Settings.read(**values)
-        fetchers.append(assembly.image_fetcher(settings, None))
-        background = BackgroundEncoder(load)
-        limits = assembly.image_limits(settings)
-        app = create_app(ApiServices(settings, store, background, fetchers[-1], limits))
-        background.start()
-        return app
-
-    yield start
-    for fetcher in fetchers:
-        fetcher.close()
 
 
 @pytest.fixture
@@ -581,11 +558,19 @@ def test_basic_auth_is_asked_of_everything_but_the_root_and_health(start_app: St
     ]
 
     endpoints = methods(app)
+    # Wrong credentials are counted by address.
+    addresses = (f"192.0.2.{number}" for number in count(1))
 
     assert {"/predict", "/setup", "/webhook", "/metrics", "/versions"} <= {p for p, _ in endpoints}
     for path, method in endpoints:
         for headers in wrong:
-            answer = client.open(path, method=method, json=minimal(path), headers=headers)
+            answer = client.open(
+                path,
+                method=method,
+                json=minimal(path),
+                headers=headers,
+                environ_overrides={"REMOTE_ADDR": next(addresses)},
+            )
             if path in ("/", "/health"):
                 assert answer.status_code == 200
             else:
@@ -819,7 +804,7 @@ def test_a_body_that_is_too_large_is_refused_before_it_is_read(client: FlaskClie
     answer = client.post(
         "/predict",
         data=b"{}",
-        environ_overrides={"CONTENT_LENGTH": str(routes.LARGEST_BODY + 1)},
+        environ_overrides={"CONTENT_LENGTH": str(load.LARGEST_BODY + 1)},
         content_type="application/json",
     )
 

@@ -53,9 +53,9 @@ def test_every_command_is_in_the_table() -> None:
 
 
 def test_every_endpoint_is_in_the_table() -> None:
-    documented = set(re.findall(r"`((?:GET|POST) /\w*)`", section("Endpoints")))
+    documented = set(re.findall(r"`((?:GET|POST) /[\w.]*)`", section("Endpoints")))
     source = (ROOT / "backend" / "api" / "routes.py").read_text()
-    built = re.findall(r'@protocol\.(get|post)\("(/\w*)"\)', source)
+    built = re.findall(r'@protocol\.(get|post)\("(/[\w.]*)"\)', source)
 
     assert documented == {f"{method.upper()} {path}" for method, path in built}
 

@@ -1,0 +1,181 @@
+"""A real server under more than it can take: gunicorn as `clip-backend serve` starts it."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.integration.conftest import PATIENCE, data_uri, png, wait_until
+from tests.integration.hostile import CONFIG
+from tests.integration.test_supervisor import environment
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs fork and signals")
+
+SLOTS = 2
+
+
+class SlowPictures:
+    """A web server that holds every picture back until it is told to go on."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.go_on = threading.Event()
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                server.asked += 1
+                server.go_on.wait()
+                body = png("red")
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._thread = threading.Thread(target=self._http.serve_forever, args=(0.01,))
+        self._thread.start()
+        self.url = f"http://127.0.0.1:{self._http.server_port}"
+
+    def close(self) -> None:
+        self.go_on.set()
+        self._http.shutdown()
+        self._thread.join()
+        self._http.server_close()
+
+
+@pytest.fixture
+def slow_pictures() -> Iterator[SlowPictures]:
+    server = SlowPictures()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    folder = tmp_path_factory.mktemp("served")
+    variables = environment(
+        folder, THREADS="4", PREDICT_THREADS=str(SLOTS), IMAGE_TIMEOUT="600", IMAGE_CONNECTIONS="8"
+    )
+    port = int(variables["PORT"])
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "backend.cli", "serve"], env=variables, stderr=log
+        )
+    try:
+        wait_until(lambda: ready(port), "the encoder is loaded")
+        yield port
+        log_text = Path(folder / "log").read_text()
+        assert "Traceback" not in log_text, log_text
+    finally:
+        process.terminate()
+        process.wait(PATIENCE)
+
+
+def ready(port: int) -> bool:
+    with suppress(httpx.HTTPError):
+        return bool(httpx.get(f"http://127.0.0.1:{port}/health").json()["encoder"] == "ready")
+    return False
+
+
+def predict(port: int, image: str) -> httpx.Response:
+    body = {"tasks": [{"id": 1, "data": {"image": image}}], "label_config": CONFIG}
+    return httpx.post(f"http://127.0.0.1:{port}/predict", json=body, timeout=PATIENCE)
+
+
+def test_while_all_slots_are_taken_one_more_is_refused_and_the_rest_goes_on(
+    port: int, slow_pictures: SlowPictures
+) -> None:
+    url = f"http://127.0.0.1:{port}"
+    with ThreadPoolExecutor(SLOTS) as clients:
+        working = [
+            clients.submit(predict, port, f"{slow_pictures.url}/{number}")
+            for number in range(SLOTS)
+        ]
+        wait_until(lambda: slow_pictures.asked == SLOTS, "all slots are taken")
+        try:
+            refused = [predict(port, data_uri("red")) for _ in range(3)]
+            health = httpx.get(f"{url}/health", timeout=PATIENCE)
+            webhook = httpx.post(
+                f"{url}/webhook",
+                json={"action": "ANNOTATION_CREATED", "project": {"id": 7}},
+                timeout=PATIENCE,
+            )
+            still_working = [not each.done() for each in working]
+        finally:
+            slow_pictures.go_on.set()
+        answers = [each.result() for each in working]
+
+    assert all(still_working)
+    assert health.status_code == 200
+    assert webhook.status_code == 201
+    for answer in refused:
+        assert answer.status_code == 429
+        assert int(answer.headers["Retry-After"]) >= 1
+        assert "PREDICT_THREADS" in answer.json()["error"]
+    for answer in [*answers, predict(port, data_uri("red"))]:
+        assert answer.status_code == 200
+        assert "result" in answer.json()["results"][0]
+
+
+def test_a_refused_prediction_leaves_its_slot_free(port: int) -> None:
+    for _ in range(SLOTS + 1):
+        answer = httpx.post(f"http://127.0.0.1:{port}/predict", content=b"{", timeout=PATIENCE)
+        assert answer.status_code == 400
+
+    assert predict(port, data_uri("red")).status_code == 200
+
+
+HEAD = b"POST /validate HTTP/1.1\r\nHost: backend\r\n"
+CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("request_text", "status"),
+    [
+        (HEAD + b"\r\n", b"400"),
+        (CHUNKED + b"0\r\n\r\n", b"400"),
+        (CHUNKED + b"zz\r\n{}\r\n0\r\n\r\n", b"400"),
+        (CHUNKED + b"-5\r\n{}\r\n0\r\n\r\n", b"400"),
+        (CHUNKED + b"2\r\n{}XX0\r\n\r\n", b"400"),
+        (CHUNKED + b"ffffffffffffffffffff\r\n{}", b"4"),
+        (HEAD + b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", b"400"),
+        (HEAD + b"Content-Length: -1\r\n\r\n", b"400"),
+        (HEAD + b"Content-Length: 9999999999999\r\n\r\n", b"413"),
+        (HEAD + b"Content-Length: 10\r\n\r\n{}", b"400"),
+        (b"POST /validate\0 HTTP/1.1\r\nHost: b\r\n\r\n", b"4"),
+        (b"POST /validate\nHTTP/9.9\r\n\r\n", b"400"),
+        (b"GET /" + b"a" * 10_000 + b" HTTP/1.1\r\nHost: b\r\n\r\n", b"4"),
+        (b"GET /health HTTP/1.1\r\n" + b"A: b\r\n" * 1_000 + b"\r\n", b"4"),
+        (b"GET /health HTTP/1.1\r\nA: " + b"b" * 100_000 + b"\r\n\r\n", b"4"),
+        (b"GET //evil.example/%2e%2e HTTP/1.1\r\nHost: b\r\n\r\n", b"404"),
+        (b"TRACE /health HTTP/1.1\r\nHost: b\r\n\r\n", b"405"),
+    ],
+)
+def test_a_request_that_is_not_http_is_refused(
+    port: int, request_text: bytes, status: bytes
+) -> None:
+    with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as connection:
+        connection.sendall(request_text)
+        connection.shutdown(socket.SHUT_WR)
+        answer = b""
+        with suppress(ConnectionResetError):
+            while piece := connection.recv(65536):
+                answer += piece
+
+    assert answer.startswith(b"HTTP/1.1 " + status), answer[:200]
+    assert ready(port)
