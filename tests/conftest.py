@@ -18,3 +18,11 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.lower() in Settings.model_fields:
             monkeypatch.delenv(name)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--every-kill-point",
+        action="store_true",
+        help="Kill workers at every effect, not only at the first and last of each kind (minutes).",
+    )

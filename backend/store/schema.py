@@ -16,6 +16,12 @@ from backend.errors import DatabaseError, SettingsError
 
 metadata = sa.MetaData()
 
+# Seconds that SQLite waits for another's write to end; `?timeout=` in the URL says otherwise.
+_SQLITE_TIMEOUT = "30"
+
+# What a database raises that is away, locked, full, read-only, or out of connections.
+_UNUSABLE = (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError)
+
 
 class AnyText(sa.TypeDecorator[str]):
     """Text from outside: what no database can hold of it is replaced.
@@ -128,17 +134,11 @@ class Database:
         self.insert: Any = (
             postgresql.insert if self.engine.dialect.name == "postgresql" else sqlite.insert
         )
-        try:
-            with self.write() as connection:
-                if connection.dialect.name == "postgresql":
-                    # Processes that start together must not create the same table twice.
-                    connection.execute(sa.text("SELECT pg_advisory_xact_lock(0x636c6970)"))
-                metadata.create_all(connection)
-        except sa.exc.OperationalError as error:
-            raise DatabaseError(
-                f"The database cannot be opened ({_first_line(error)}): "
-                "check DATABASE_URL or DATA_DIR"
-            ) from None
+        with self.write() as connection:
+            if connection.dialect.name == "postgresql":
+                # Processes that start together must not create the same table twice.
+                connection.execute(sa.text("SELECT pg_advisory_xact_lock(0x636c6970)"))
+            metadata.create_all(connection)
 
     def among(self, column: sa.Column[Any], values: Sequence[Any]) -> sa.ColumnElement[bool]:
         """Return the condition that a column has one of many values.
@@ -151,14 +151,21 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """Yield a connection in a transaction that only reads."""
-        with self.engine.connect() as connection:
+        """Yield a connection in a transaction that only reads.
+
+        Raises DatabaseError where the database cannot be used.
+        """
+        with _in_a_sentence(), self.engine.connect() as connection:
             yield connection
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        """Yield a connection in a transaction that is committed at the end."""
+        """Yield a connection in a transaction that is committed at the end.
+
+        Raises DatabaseError where the database cannot be used.
+        """
         with (
+            _in_a_sentence(),
             self.engine.connect().execution_options(write=True) as connection,
             connection.begin(),
         ):
@@ -167,6 +174,16 @@ class Database:
     def close(self) -> None:
         """Close the pooled connections."""
         self.engine.dispose()
+
+
+@contextmanager
+def _in_a_sentence() -> Iterator[None]:
+    try:
+        yield
+    except _UNUSABLE as error:
+        raise DatabaseError(
+            f"The database cannot be used ({_first_line(error)}): check DATABASE_URL or DATA_DIR"
+        ) from error
 
 
 def _open(address: str) -> Engine:
@@ -185,9 +202,11 @@ def _open(address: str) -> Engine:
                     f"The database's folder cannot be made ({error.strerror}): "
                     "check DATABASE_URL or DATA_DIR"
                 ) from None
-        engine = sa.create_engine(url)
+        engine = sa.create_engine(url.set(query={"timeout": _SQLITE_TIMEOUT, **url.query}))
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
+        if url.database and url.database != ":memory:":
+            _watch_file(engine, Path(url.database))
         return engine
     if url.get_backend_name() == "postgresql":
         try:
@@ -220,7 +239,6 @@ def _prepare_sqlite(connection: Any, _record: object) -> None:
     # The driver's own transactions start too late to take the write lock in time.
     connection.isolation_level = None
     cursor = connection.cursor()
-    cursor.execute("PRAGMA busy_timeout = 30000")
     cursor.execute("PRAGMA journal_mode = WAL")
     cursor.execute("PRAGMA synchronous = FULL")
     cursor.close()
@@ -233,5 +251,22 @@ def _begin_sqlite(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
 
 
+def _watch_file(engine: Engine, file: Path) -> None:
+    # SQLite goes on writing to a file that was removed or replaced, and it is lost with the process.
+    def remember(_connection: object, record: Any) -> None:
+        record.info["inode"] = file.stat().st_ino
+
+    def compare(_connection: object, record: Any, _proxy: object) -> None:
+        if not file.exists() or file.stat().st_ino != record.info["inode"]:
+            raise DatabaseError(
+                f"The database's file {file} was removed or replaced while it was in use: "
+                "put it back, or start the backend anew"
+            )
+
+    event.listen(engine, "connect", remember)
+    event.listen(engine, "checkout", compare)
+
+
 def _first_line(error: Exception) -> str:
-    return str(getattr(error, "orig", error)).strip().splitlines()[0]
+    said = str(getattr(error, "orig", error)).strip()
+    return said.splitlines()[0] if said else type(error).__name__

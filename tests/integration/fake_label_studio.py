@@ -7,9 +7,11 @@ whole, and a page past the last one is not found.
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
+from copy import deepcopy
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
 from typing import Any
@@ -28,6 +30,15 @@ CONFIG = """
 
 def _given(task: dict[str, Any]) -> list[dict[str, Any]]:
     return [annotation for annotation in task["annotations"] if not annotation["was_cancelled"]]
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        # A client that is killed hangs up.
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class FakeLabelStudio:
@@ -58,8 +69,7 @@ class FakeLabelStudio:
         self._ids = count(1)
         self._clock = count(1)
         self._lock = threading.RLock()
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._http.daemon_threads = True
+        self._http = _Server(("127.0.0.1", 0), self._handler())
         self._thread = threading.Thread(target=self._http.serve_forever, args=(0.01,))
         self._thread.start()
         self.url = f"http://127.0.0.1:{self._http.server_port}"
@@ -123,6 +133,20 @@ class FakeLabelStudio:
             for prediction in self.predictions.values()
             if model_version in (None, prediction["model_version"])
         )
+
+    def snapshot(self) -> object:
+        """Return a copy of all that it holds, as a backup does."""
+        with self._lock:
+            return deepcopy((self.project, self.tasks, self.predictions, self.ml_backends))
+
+    def restore(self, snapshot: object) -> None:
+        """Hold again what it held; ids that were given since are given again."""
+        with self._lock:
+            held: Any = deepcopy(snapshot)
+            self.project, self.tasks, self.predictions, self.ml_backends = held
+            used = [*self.tasks, *self.predictions]
+            used += [given["id"] for task in self.tasks.values() for given in task["annotations"]]
+            self._ids = count(max(used, default=0) + 1)
 
     def _touch(self, task_id: int) -> None:
         self.tasks[task_id]["updated_at"] = f"2026-01-01T00:00:00.{next(self._clock):06d}Z"
@@ -225,6 +249,8 @@ class FakeLabelStudio:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            # Headers and body are written apart, and the second would wait for the first.
+            disable_nagle_algorithm = True
 
             def answer(self) -> None:
                 length = int(self.headers.get("Content-Length") or 0)
