@@ -72,14 +72,14 @@ class LabelStudio:
     LabelStudioError with a sentence where Label Studio refuses.
     """
 
-    def __init__(self, url: str, token: str) -> None:
+    def __init__(self, url: str, token: str, *, timeout: httpx.Timeout = TIMEOUT) -> None:
         self.url = url.rstrip("/")
         if not token.isascii() or any(character.isspace() for character in token):
             raise SettingsError("LABEL_STUDIO_API_KEY contains characters that no token has")
         self.auth = TokenAuth(self.url, token)
         self._client = httpx.Client(
             auth=self.auth,
-            timeout=TIMEOUT,
+            timeout=timeout,
             # Label Studio answers a token with a session cookie, which would outlive the token.
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
         )
@@ -248,8 +248,10 @@ class LabelStudio:
 
     def ml_backends(self, project_id: int) -> list[dict[str, Any]]:
         """Return the ML backends of a project."""
-        with self._expecting_label_studio():
-            return [dict(item) for item in self._get("/api/ml", project=project_id)]
+        body = self._get("/api/ml", project=project_id)
+        if not isinstance(body, list):
+            raise self._not_label_studio()
+        return body
 
     def add_ml_backend(self, **values: Any) -> dict[str, Any]:
         """Connect an ML backend; Label Studio calls its `/health` and `/setup` meanwhile."""

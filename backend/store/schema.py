@@ -252,7 +252,7 @@ def _begin_sqlite(connection: Connection) -> None:
 
 
 def _watch_file(engine: Engine, file: Path) -> None:
-    # SQLite goes on writing to a file that was removed or replaced, and it is lost with the process.
+    # SQLite goes on writing to a file that was removed, and what it writes is lost.
     def remember(_connection: object, record: Any) -> None:
         record.info["inode"] = file.stat().st_ino
 

@@ -28,6 +28,9 @@ CONFIG = """
 """
 
 
+Odd = tuple[int, dict[str, str], bytes]
+
+
 def _given(task: dict[str, Any]) -> list[dict[str, Any]]:
     return [annotation for annotation in task["annotations"] if not annotation["was_cancelled"]]
 
@@ -45,6 +48,8 @@ class FakeLabelStudio:
     """What a project holds, and the server that shows it.
 
     `before` is called ahead of each request with its method and path: what happens meanwhile.
+    `instead` may return a status, headers and a body that are answered in its place; of a body
+    that is shorter than its Content-Length the rest never comes.
     """
 
     token = "a-legacy-token"
@@ -66,6 +71,7 @@ class FakeLabelStudio:
         self.imports: list[list[dict[str, Any]]] = []
         self.requests: list[tuple[str, str]] = []
         self.before: Callable[[str, str], None] = lambda method, path: None
+        self.instead: Callable[[str, str], Odd | None] = lambda method, path: None
         self._ids = count(1)
         self._clock = count(1)
         self._lock = threading.RLock()
@@ -257,18 +263,28 @@ class FakeLabelStudio:
                 body = json.loads(self.rfile.read(length)) if length else None
                 address = urlsplit(self.path)
                 query = {key: values[0] for key, values in parse_qs(address.query).items()}
+                headers: dict[str, str] = {}
+                # Before the lock: what hangs must not keep the others waiting.
+                odd = fake.instead(self.command, address.path)
                 with fake._lock:
                     fake.requests.append((self.command, address.path))
-                    if self.headers.get("Authorization") != f"Token {fake.token}":
-                        status, answer = 401, {"detail": "Invalid token."}
+                    if odd is not None:
+                        status, headers, data = odd
                     else:
-                        fake.before(self.command, address.path)
-                        status, answer = fake._answer(self.command, address.path, query, body)
-                data = b"" if answer is None else json.dumps(answer).encode()
+                        status, answer = self.answer_to(address.path, query, body)
+                        data = b"" if answer is None else json.dumps(answer).encode()
                 self.send_response(status)
-                self.send_header("Content-Length", str(len(data)))
+                for name, value in ({"Content-Length": str(len(data))} | headers).items():
+                    self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(data)
+                self.close_connection = "Content-Length" in headers
+
+            def answer_to(self, path: str, query: dict[str, str], body: Any) -> tuple[int, object]:
+                if self.headers.get("Authorization") != f"Token {fake.token}":
+                    return 401, {"detail": "Invalid token."}
+                fake.before(self.command, path)
+                return fake._answer(self.command, path, query, body)
 
             do_GET = do_POST = do_PATCH = do_DELETE = answer  # noqa: N815 — http.server's names
 

@@ -46,14 +46,13 @@ LAZY = (
     "sqlalchemy.dialects.sqlite.pysqlite",
 )
 
-# A few tasks are several chunks, pages and portions; and no page of an annotator is open.
-SMALL: tuple[tuple[Any, str, float], ...] = (
+# A few tasks are several chunks, pages and portions.
+SMALL: tuple[tuple[Any, str, int], ...] = (
     (embed, "CHUNK", 8),
     (refresh, "FIRST", 4),
     (refresh, "AT_ONCE", 4),
     (refresh, "HEAD", 2),
     (refresh, "AT_ONCE_IF_SLOW", 8),
-    (refresh, "SHOWN_FOR", -1.0),
     (removal, "PORTION", 4),
     (client, "PAGE", 8),
     (client, "ANNOTATED_PAGE", 4),
@@ -78,6 +77,7 @@ class WarmWorker:
         *,
         kill_at: int | None = None,
         slow_imports: tuple[int, ...] = (),
+        shown_for: float = refresh.SHOWN_FOR,
     ) -> list[str] | None:
         """Start a worker that does all that is wanted; return its effects, None if killed."""
         life = {
@@ -85,6 +85,7 @@ class WarmWorker:
             "database": database,
             "kill_at": kill_at,
             "slow_imports": slow_imports,
+            "shown_for": shown_for,
         }
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -130,7 +131,9 @@ class _Effects:
         send = httpx.HTTPTransport.handle_request
 
         def handle_request(transport: httpx.HTTPTransport, request: httpx.Request) -> Any:
-            what = "/".join("ID" if part.isdigit() else part for part in request.url.path.split("/"))
+            what = "/".join(
+                "ID" if part.isdigit() else part for part in request.url.path.split("/")
+            )
             self.happen(f"before {request.method} {what}")
             response = send(transport, request)
             self.happen(f"after {request.method} {what}")
@@ -146,6 +149,7 @@ def _live(life: dict[str, Any], encoder: Encoder) -> list[str]:
     )
     for module, name, value in SMALL:
         setattr(module, name, value)
+    refresh.SHOWN_FOR = life["shown_for"]
     store, clock = Store.open(life["database"]), Store.open(life["database"])
     effects.around_commits(store)
     label_studio = LabelStudio(*settings.label_studio())
@@ -186,15 +190,20 @@ def _brought_forward(clock: Store) -> list[Request]:
     return clock.requests.due()
 
 
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
 def _in_a_fork(do: Callable[[], list[str]]) -> None:
     pid = os.fork()
     if not pid:
         effects = do()
-        print(json.dumps({"effects": effects}), flush=True)
+        _say(json.dumps({"effects": effects}))
         os._exit(0)
     _, status = os.waitpid(pid, 0)
     if os.WIFSIGNALED(status):
-        print(json.dumps({"effects": None}), flush=True)
+        _say(json.dumps({"effects": None}))
 
 
 def main() -> None:

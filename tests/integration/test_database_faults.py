@@ -19,10 +19,8 @@ from backend.api.routes import ApiServices, create_app
 from backend.clip.background import BackgroundEncoder
 from backend.clip.encoder import Encoder
 from backend.errors import DatabaseError
-from backend.jobs.services import Services, current_services
+from backend.jobs.services import Services
 from backend.jobs.worker import perform
-from backend.labelstudio.client import LabelStudio
-from backend.prediction import Predictor
 from backend.settings import Settings
 from backend.store import Store
 from backend.store.requests import Kind, Request
@@ -96,25 +94,6 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
         admin.execute("CREATE DATABASE faults")
         yield server.get_uri(database="faults", driver="psycopg")
         admin.execute("DROP DATABASE faults WITH (FORCE)")
-
-
-@pytest.fixture
-def services(
-    store: Store, encoder: Encoder, label_studio: FakeLabelStudio
-) -> Iterator[Services]:
-    """Services of a project that was set up."""
-    settings = Settings.read(
-        label_studio_url=label_studio.url, label_studio_api_key=label_studio.token
-    )
-    store.projects.set_up(PROJECT, label_config=CONFIG, extra_params={})
-    with (
-        closing(LabelStudio(*settings.label_studio())) as client,
-        assembly.image_fetcher(settings, client) as images,
-    ):
-        predictor = Predictor(encoder, store.embeddings, images, assembly.image_limits(settings))
-        services = Services(store, client, predictor, settings.learning, 600.0)
-        current_services.set(services)
-        yield services
 
 
 @pytest.fixture

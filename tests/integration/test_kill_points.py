@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from backend.jobs.refresh import SHOWN_FOR
 from backend.store import Store
 from backend.store.requests import Kind, Request
 from tests.integration.conftest import data_uri
@@ -35,6 +36,7 @@ class Stage:
     def __init__(self, folder: Path, label_studio: FakeLabelStudio, worker: WarmWorker) -> None:
         self.label_studio = label_studio
         self.slow_imports: tuple[int, ...] = ()
+        self.shown_for = SHOWN_FOR
         self._file = folder / "store.sqlite3"
         self._worker = worker
         self._snapshot: object = None
@@ -55,6 +57,7 @@ class Stage:
             f"sqlite:///{self._file}",
             kill_at=kill_at,
             slow_imports=self.slow_imports,
+            shown_for=self.shown_for,
         )
 
     def keep(self) -> None:
@@ -124,7 +127,7 @@ def assert_no_kill_matters(
                 wrong[f"{point} {effects[point]}"] = {
                     key: value for key, value in outcome.items() if value != clean[key]
                 }
-        print(f"killed at {len(points)} of {len(effects)} effects")
+        sys.stdout.write(f"killed at {len(points)} of {len(effects)} effects\n")
         assert wrong == {}
         return clean
 
@@ -142,7 +145,8 @@ def pictures(count: int, blue: int = 60) -> list[str]:
 
 
 def settled(stage: Stage) -> list[int]:
-    """Have a project with two labels and everything done; return its tasks."""
+    """Have a project with two labels, everything done, and no page open; return its tasks."""
+    stage.shown_for = -1.0
     ids = stage.label_studio.add_tasks(*pictures(TASKS))
     stage.label_studio.annotate(ids[0], "blue")
     stage.label_studio.annotate(ids[-1], "red")
