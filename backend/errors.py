@@ -114,7 +114,17 @@ class LabelStudioError(ClipBackendError):
 
 
 class LabelStudioUnreachableError(LabelStudioError):
-    """Label Studio did not answer."""
+    """Label Studio did not answer, or not now; `retry_after` is when it said to ask again, in s."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        label_studio_status: int | None = None,
+        retry_after: float = 0.0,
+    ) -> None:
+        super().__init__(message, label_studio_status=label_studio_status)
+        self.retry_after = retry_after
 
 
 class EncoderError(ClipBackendError):

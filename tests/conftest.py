@@ -22,3 +22,8 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--soak-minutes", type=float, default=3.0, help="how long the soak takes")
+    parser.addoption(
+        "--every-kill-point",
+        action="store_true",
+        help="Kill workers at every effect, not only at the first and last of each kind (minutes).",
+    )

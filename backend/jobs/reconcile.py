@@ -6,8 +6,9 @@ So a lost webhook, a worker that died or an emptied Redis costs time, not labels
 from __future__ import annotations
 
 import logging
+from typing import Any
 
-from backend.jobs.embed import request_missing
+from backend.jobs.embed import mirror, request_missing
 from backend.jobs.services import Services
 from backend.jobs.sweep import is_wanted
 from backend.jobs.train import remote_project, watermark
@@ -34,8 +35,14 @@ def reconcile(services: Services, claim: Claim) -> None:
     store.requests.add(claim.request, delay=services.reconcile_every)
 
     wanted = set()
-    if watermark(services, remote) != project.watermark:
+    mark = watermark(services, remote)
+    if mark != project.watermark:
         wanted.add(Kind.TRAIN)
+    if _went_back(project.watermark, mark):
+        # As an older copy of Label Studio does, which gives ids to other tasks: what they are now
+        # must be known before a version predicts them.
+        mirror(services, project_id)
+        wanted.add(Kind.SYNC)
     if remote.label_config != project.label_config or project.model_version is None:
         wanted.add(Kind.TRAIN)
     progress = store.tasks.progress(project_id, project.model_version)
@@ -62,6 +69,14 @@ def reconcile(services: Services, claim: Claim) -> None:
     for kind in sorted(wanted - under_way, key=lambda kind: kind.value):
         log.info("reconcile project=%d asks for %s", project_id, kind.value)
         store.requests.add(Request(project_id, kind))
+
+
+def _went_back(before: list[Any] | None, now: list[Any]) -> bool:
+    if before is None:
+        return False
+    _, annotations_before, changed_before = before
+    _, annotations, changed = now
+    return bool(annotations < annotations_before or (changed or "") < (changed_before or ""))
 
 
 def _is_attached(services: Services, project: Project) -> bool:

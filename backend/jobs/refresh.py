@@ -73,6 +73,8 @@ def refresh(services: Services, claim: Claim) -> None:
 def _push(services: Services, claim: Claim, version: Version, config: LabelingConfig) -> bool:
     """Bring Label Studio to a version; False where it is no longer the active one."""
     store, project_id = services.store, version.project_id
+    if store.tasks.pending(project_id, version.name):
+        _take_note(services, version)
     pending = store.tasks.pending(project_id, version.name)
     if not pending:
         return True
@@ -145,6 +147,24 @@ def _add(
         if len(predictions) <= FIRST and time.monotonic() - started > SLOW:
             services.slow_imports.add(project_id)
     store.tasks.mark_predicted(project_id, predictions.keys(), version.name)
+
+
+def _take_note(services: Services, version: Version) -> None:
+    # A worker that dies between an import and its note, an answer that is lost, and Label Studio's
+    # own call of /predict leave predictions that must not be added a second time.
+    store, client, project_id = services.store, services.label_studio, version.project_id
+    project = store.projects.get(project_id)
+    known = len(store.tasks.predicted(project_id, version.name))
+    known += project.surplus.get(version.name, 0) if project is not None else 0
+    if client.prediction_counts(project_id).get(version.name, 0) <= known:
+        return
+    for page in client.predictions(project_id):
+        carrying = {
+            task_id
+            for task_id, predictions in page.items()
+            if any(item.model_version == version.name for item in predictions)
+        }
+        store.tasks.mark_predicted(project_id, carrying, version.name)
 
 
 def _parts(count: int, *, is_slow: bool) -> Iterator[slice]:

@@ -17,9 +17,8 @@ from types import FrameType
 import redis
 from rq import SimpleWorker
 from rq.serializers import JSONSerializer
-from sqlalchemy.exc import OperationalError
 
-from backend.errors import ClipBackendError
+from backend.errors import ClipBackendError, DatabaseError
 from backend.jobs.embed import embed, sync
 from backend.jobs.queue import JobQueue, WorkerStatus
 from backend.jobs.reconcile import reconcile
@@ -124,7 +123,7 @@ def _run_clock(
                 beaten_at = time.monotonic()
             for request in services.store.requests.due():
                 queue.enqueue(request)
-        except (redis.RedisError, OperationalError) as error:
+        except (redis.RedisError, DatabaseError) as error:
             if not away:
                 log.warning("clock waits for Redis or the database (%s)", type(error).__name__)
             away = True

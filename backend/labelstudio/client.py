@@ -10,9 +10,9 @@ from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any
 
 import httpx
-import tenacity
 
 from backend.errors import LabelStudioError, LabelStudioUnreachableError, SettingsError
+from backend.labelstudio.retrying import BUSY, retry_after, retrying
 from backend.labelstudio.tokens import TIMEOUT, TokenAuth
 
 # On SQLite, Label Studio fails with 500 from 999 tasks a page on ("Expression tree is too large").
@@ -21,11 +21,6 @@ PAGE = 500
 SELECTED = 100
 # Full annotations are a hundred times larger than a task's id and data.
 ANNOTATED_PAGE = 200
-
-
-# A refused request that another try cannot mend is not retried.
-_BUSY = frozenset({429, 502, 503, 504})
-_IDEMPOTENT = frozenset({"GET", "PATCH", "PUT", "DELETE"})
 
 
 @dataclass(frozen=True)
@@ -77,14 +72,14 @@ class LabelStudio:
     LabelStudioError with a sentence where Label Studio refuses.
     """
 
-    def __init__(self, url: str, token: str) -> None:
+    def __init__(self, url: str, token: str, *, timeout: httpx.Timeout = TIMEOUT) -> None:
         self.url = url.rstrip("/")
         if not token.isascii() or any(character.isspace() for character in token):
             raise SettingsError("LABEL_STUDIO_API_KEY contains characters that no token has")
         self.auth = TokenAuth(self.url, token)
         self._client = httpx.Client(
             auth=self.auth,
-            timeout=TIMEOUT,
+            timeout=timeout,
             # Label Studio answers a token with a session cookie, which would outlive the token.
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
         )
@@ -184,7 +179,8 @@ class LabelStudio:
             include="id,updated_at",
             query=json.dumps({"ordering": ["-tasks:updated_at"]}),
         )
-        return str(body["tasks"][0]["updated_at"]) if body["tasks"] else None
+        with self._expecting_label_studio():
+            return str(body["tasks"][0]["updated_at"]) if body["tasks"] else None
 
     def import_predictions(
         self, project_id: int, predictions: Sequence[Mapping[str, object]]
@@ -199,19 +195,22 @@ class LabelStudio:
     def prediction_counts(self, project_id: int) -> dict[str, int]:
         """Return the number of predictions by model version."""
         body = self._get(f"/api/projects/{project_id}/model-versions")
-        return {str(version): int(count) for version, count in body.items()}
+        with self._expecting_label_studio():
+            return {str(version): int(count) for version, count in body.items()}
 
     def predictions(self, project_id: int) -> Iterator[dict[int, list[RemotePrediction]]]:
         """Yield the predictions of all tasks by task, oldest first, in pages."""
         query: dict[str, str | int] = {"fields": "all", "include": "id,predictions"}
         for page in self._pages(query | {"project": project_id, "page_size": PAGE}):
-            yield {
-                task["id"]: sorted(
-                    (_prediction(item, task["id"]) for item in task["predictions"]),
-                    key=lambda prediction: prediction.id,
-                )
-                for task in page
-            }
+            with self._expecting_label_studio():
+                by_task = {
+                    task["id"]: sorted(
+                        (_prediction(item, task["id"]) for item in task["predictions"]),
+                        key=lambda prediction: prediction.id,
+                    )
+                    for task in page
+                }
+            yield by_task
 
     def annotation_ids(self, project_id: int, task_ids: Collection[int]) -> dict[int, list[int]]:
         """Return the ids of the annotations of each task that still exists."""
@@ -249,7 +248,10 @@ class LabelStudio:
 
     def ml_backends(self, project_id: int) -> list[dict[str, Any]]:
         """Return the ML backends of a project."""
-        return list(self._get("/api/ml", project=project_id))
+        body = self._get("/api/ml", project=project_id)
+        if not isinstance(body, list):
+            raise self._not_label_studio()
+        return body
 
     def add_ml_backend(self, **values: Any) -> dict[str, Any]:
         """Connect an ML backend; Label Studio calls its `/health` and `/setup` meanwhile."""
@@ -301,7 +303,9 @@ class LabelStudio:
 
     def _task_pages(self, query: Mapping[str, str | int]) -> Iterator[list[RemoteTask]]:
         for page in self._pages(query):
-            yield [_task(item) for item in page]
+            with self._expecting_label_studio():
+                tasks = [_task(item) for item in page]
+            yield tasks
 
     def _pages(self, query: Mapping[str, str | int]) -> Iterator[list[dict[str, Any]]]:
         page, seen = 1, 0
@@ -313,11 +317,12 @@ class LabelStudio:
                 if page > 1 and error.label_studio_status == 404:
                     return
                 raise
-            tasks = list(body["tasks"])
+            with self._expecting_label_studio():
+                tasks, total = list(body["tasks"]), int(body["total"])
             if tasks:
                 yield tasks
             seen += len(tasks)
-            if not tasks or seen >= body["total"]:
+            if not tasks or seen >= total:
                 return
             page += 1
 
@@ -326,7 +331,7 @@ class LabelStudio:
         # Another server's JSON lacks what Label Studio's has.
         try:
             yield
-        except (KeyError, TypeError):
+        except (KeyError, TypeError, ValueError, AttributeError):
             raise self._not_label_studio() from None
 
     def _not_label_studio(self) -> LabelStudioError:
@@ -338,18 +343,7 @@ class LabelStudio:
         return self._call("GET", path, params=query)
 
     def _call(self, method: str, path: str, **arguments: Any) -> Any:
-        retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception(
-                lambda error: (
-                    isinstance(error, LabelStudioUnreachableError)
-                    and (method in _IDEMPOTENT or isinstance(error.__cause__, httpx.ConnectError))
-                )
-            ),
-            stop=tenacity.stop_after_attempt(4),
-            wait=tenacity.wait_random_exponential(multiplier=0.25, max=5),
-            reraise=True,
-        )
-        return retrying(self._call_once, method, path, arguments)
+        return retrying(method)(self._call_once, method, path, arguments)
 
     def _unreachable(self, error: httpx.HTTPError) -> LabelStudioUnreachableError:
         return LabelStudioUnreachableError(
@@ -363,10 +357,11 @@ class LabelStudio:
         except httpx.HTTPError as error:
             raise self._unreachable(error) from error
         status = response.status_code
-        if status in _BUSY:
+        if status in BUSY:
             raise LabelStudioUnreachableError(
                 f"Label Studio is busy: {method} {path} answered {status}",
                 label_studio_status=status,
+                retry_after=retry_after(response),
             )
         if status == 403 and "reserved network" in response.text:
             raise LabelStudioError(

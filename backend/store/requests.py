@@ -21,6 +21,7 @@ from enum import Enum
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from backend.errors import DatabaseError
 from backend.store.schema import Database, requests
 
 LEASE = 20.0
@@ -28,6 +29,10 @@ LONGEST_BACKOFF = 60.0
 
 # What is wanted of the whole database; Label Studio's projects are numbered from 1.
 NO_PROJECT = 0
+
+# Clocks of workers may differ by so much, in seconds. What lies further ahead than that allows was
+# written before a clock went back, and is not waited for.
+SKEW = 60.0
 
 
 class Kind(str, Enum):
@@ -125,11 +130,7 @@ class Requests:
         now = time.time()
         query = (
             sa.select(requests.c.project_id, requests.c.kind, requests.c.part)
-            .where(
-                requests.c.requested > requests.c.done,
-                requests.c.due_at <= now,
-                requests.c.lease_until <= now,
-            )
+            .where(requests.c.requested > requests.c.done, _is_due(now), ~_is_held(now))
             .order_by(requests.c.due_at)
             .limit(limit)
         )
@@ -151,18 +152,18 @@ class Requests:
 
     def waiting(self, project_id: int, kinds: Collection[Kind] = tuple(Kind)) -> list[Waiting]:
         """Return what is not done for a project."""
-        query = sa.select(requests).where(
+        now = time.time()
+        query = sa.select(requests, _is_held(now).label("running")).where(
             requests.c.project_id == project_id,
             requests.c.kind.in_([kind.value for kind in kinds]),
             requests.c.requested > requests.c.done,
         )
-        now = time.time()
         with self._database.read() as connection:
             return [
                 Waiting(
                     Request(row.project_id, Kind(row.kind), row.part),
                     due_at=row.due_at,
-                    running=row.lease_until > now,
+                    running=bool(row.running),
                     attempts=row.attempts,
                     error=row.error,
                 )
@@ -228,8 +229,8 @@ class Requests:
             .where(
                 *_is(request),
                 requests.c.requested > requests.c.done,
-                requests.c.due_at <= now,
-                requests.c.lease_until <= now,
+                _is_due(now),
+                ~_is_held(now),
             )
             .values(owner=owner, lease_until=now + LEASE)
             .returning(requests.c.requested)
@@ -245,7 +246,7 @@ class Requests:
             try:
                 with self._database.write() as connection:
                     kept = connection.execute(update.values(lease_until=time.time() + LEASE))
-            except sa.exc.OperationalError:
+            except DatabaseError:
                 # The database is away for a moment; the lease stands until it runs out.
                 if time.monotonic() - renewed_at < LEASE:
                     continue
@@ -298,6 +299,19 @@ def _lives(owner: str) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def _is_due(now: float) -> sa.ColumnElement[bool]:
+    return sa.or_(
+        requests.c.due_at <= now,
+        requests.c.first_at > now + SKEW,
+        sa.and_(requests.c.attempts > 0, requests.c.due_at > now + LONGEST_BACKOFF + SKEW),
+    )
+
+
+def _is_held(now: float) -> sa.ColumnElement[bool]:
+    lease_until = requests.c.lease_until
+    return sa.and_(lease_until > now, lease_until <= now + LEASE + SKEW)
 
 
 def _is(request: Request) -> tuple[sa.ColumnElement[bool], ...]:

@@ -19,6 +19,12 @@ metadata = sa.MetaData()
 # What the tables below are; `migrations/versions/` has how to come to it.
 REVISION = "0002"
 
+# Seconds that SQLite waits for another's write to end; `?timeout=` in the URL says otherwise.
+_SQLITE_TIMEOUT = "30"
+
+# What a database raises that is away, locked, full, read-only, or out of connections.
+_UNUSABLE = (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError)
+
 
 class AnyText(sa.TypeDecorator[str]):
     """Text from outside: what no database can hold of it is replaced.
@@ -149,13 +155,8 @@ class Database:
         try:
             if self._revision() != REVISION:
                 self._upgrade()
-        except BaseException as error:
+        except BaseException:
             self.close()
-            if isinstance(error, sa.exc.OperationalError):
-                raise DatabaseError(
-                    f"The database cannot be opened ({_first_line(error)}): "
-                    "check DATABASE_URL or DATA_DIR"
-                ) from None
             raise
 
     def among(self, column: sa.Column[Any], values: Sequence[Any]) -> sa.ColumnElement[bool]:
@@ -169,14 +170,21 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """Yield a connection in a transaction that only reads."""
-        with self.engine.connect() as connection:
+        """Yield a connection in a transaction that only reads.
+
+        Raises DatabaseError where the database cannot be used.
+        """
+        with _in_a_sentence(), self.engine.connect() as connection:
             yield connection
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        """Yield a connection in a transaction that is committed at the end."""
+        """Yield a connection in a transaction that is committed at the end.
+
+        Raises DatabaseError where the database cannot be used.
+        """
         with (
+            _in_a_sentence(),
             self.engine.connect().execution_options(write=True) as connection,
             connection.begin(),
         ):
@@ -184,8 +192,11 @@ class Database:
 
     @contextmanager
     def snapshot(self) -> Iterator[Connection]:
-        """Yield a connection that sees the database as it is at the first look, until the end."""
-        with self.engine.connect() as connection:
+        """Yield a connection that sees the database as it is at the first look, until the end.
+
+        Raises DatabaseError where the database cannot be used.
+        """
+        with _in_a_sentence(), self.engine.connect() as connection:
             if connection.dialect.name == "postgresql":
                 # SQLite's transactions are of this kind anyway.
                 connection = connection.execution_options(isolation_level="REPEATABLE READ")
@@ -196,18 +207,13 @@ class Database:
         self.engine.dispose()
 
     def _revision(self) -> str | None:
-        try:
-            with self.read() as connection:
-                revision: str | None = connection.scalar(
-                    sa.text("SELECT version_num FROM alembic_version")
-                )
-                return revision
-        except sa.exc.ProgrammingError:  # PostgreSQL without that table
-            return None
-        except sa.exc.OperationalError as error:
-            if "no such table" in str(error.orig):  # SQLite
+        with self.read() as connection:
+            if not sa.inspect(connection).has_table("alembic_version"):
                 return None
-            raise
+            revision: str | None = connection.scalar(
+                sa.text("SELECT version_num FROM alembic_version")
+            )
+            return revision
 
     def _upgrade(self) -> None:
         from backend.store.upgrade import upgrade
@@ -217,6 +223,16 @@ class Database:
                 # Processes that start together must not upgrade twice.
                 connection.execute(sa.text("SELECT pg_advisory_xact_lock(0x636c6970)"))
             upgrade(connection)
+
+
+@contextmanager
+def _in_a_sentence() -> Iterator[None]:
+    try:
+        yield
+    except _UNUSABLE as error:
+        raise DatabaseError(
+            f"The database cannot be used ({_first_line(error)}): check DATABASE_URL or DATA_DIR"
+        ) from error
 
 
 def _open(address: str | sa.URL) -> Engine:
@@ -235,9 +251,11 @@ def _open(address: str | sa.URL) -> Engine:
                     f"The database's folder cannot be made ({error.strerror}): "
                     "check DATABASE_URL or DATA_DIR"
                 ) from None
-        engine = sa.create_engine(url)
+        engine = sa.create_engine(url.set(query={"timeout": _SQLITE_TIMEOUT, **url.query}))
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
+        if url.database and url.database != ":memory:":
+            _watch_file(engine, Path(url.database))
         return engine
     if url.get_backend_name() == "postgresql":
         try:
@@ -270,7 +288,6 @@ def _prepare_sqlite(connection: Any, _record: object) -> None:
     # The driver's own transactions start too late to take the write lock in time.
     connection.isolation_level = None
     cursor = connection.cursor()
-    cursor.execute("PRAGMA busy_timeout = 30000")
     cursor.execute("PRAGMA journal_mode = WAL")
     cursor.execute("PRAGMA synchronous = FULL")
     cursor.close()
@@ -283,5 +300,22 @@ def _begin_sqlite(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
 
 
+def _watch_file(engine: Engine, file: Path) -> None:
+    # SQLite goes on writing to a file that was removed, and what it writes is lost.
+    def remember(_connection: object, record: Any) -> None:
+        record.info["inode"] = file.stat().st_ino
+
+    def compare(_connection: object, record: Any, _proxy: object) -> None:
+        if not file.exists() or file.stat().st_ino != record.info["inode"]:
+            raise DatabaseError(
+                f"The database's file {file} was removed or replaced while it was in use: "
+                "put it back, or start the backend anew"
+            )
+
+    event.listen(engine, "connect", remember)
+    event.listen(engine, "checkout", compare)
+
+
 def _first_line(error: Exception) -> str:
-    return str(getattr(error, "orig", error)).strip().splitlines()[0]
+    said = str(getattr(error, "orig", error)).strip()
+    return said.splitlines()[0] if said else type(error).__name__

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
+from backend.errors import NotFoundError
 from backend.store.schema import Database, projects, versions
 
 if TYPE_CHECKING:
@@ -101,15 +102,18 @@ class Versions:
     def publish(self, version: Version) -> Version:
         """Store a version under the project's next number and make it the active one.
 
-        One transaction: no reader sees a project whose active version does not exist.
+        One transaction: no reader sees a project whose active version does not exist. Raises
+        NotFoundError for a project that was forgotten.
         """
         with self._database.write() as connection:
             # The project's row is the lock under which numbers are given.
-            connection.execute(
+            row = connection.execute(
                 sa.select(projects.c.id)
                 .where(projects.c.id == version.project_id)
                 .with_for_update()
-            )
+            ).one_or_none()
+            if row is None:
+                raise NotFoundError(f"project {version.project_id} is no longer known here")
             newest = connection.execute(
                 sa.select(sa.func.max(versions.c.number)).where(
                     versions.c.project_id == version.project_id

@@ -11,6 +11,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
@@ -26,9 +27,12 @@ from backend import assembly
 from backend.api.routes import ApiServices, create_app
 from backend.clip.background import BackgroundEncoder
 from backend.clip.encoder import Encoder, load_encoder
+from backend.jobs.services import Services, current_services
+from backend.labelstudio.client import LabelStudio
+from backend.prediction import Predictor
 from backend.settings import Settings
 from backend.store import Store
-from tests.integration.fake_label_studio import FakeLabelStudio
+from tests.integration.fake_label_studio import CONFIG, PROJECT, FakeLabelStudio
 from tests.integration.fetching import Answer, Server, respond
 
 if TYPE_CHECKING:
@@ -223,3 +227,20 @@ def label_studio() -> Iterator[FakeLabelStudio]:
     server = FakeLabelStudio()
     yield server
     server.close()
+
+
+@pytest.fixture
+def services(store: Store, encoder: Encoder, label_studio: FakeLabelStudio) -> Iterator[Services]:
+    """Give what a worker has, with the project set up as `/setup` does it."""
+    settings = Settings.read(
+        label_studio_url=label_studio.url, label_studio_api_key=label_studio.token
+    )
+    store.projects.set_up(PROJECT, label_config=CONFIG, extra_params={})
+    with (
+        closing(LabelStudio(*settings.label_studio())) as client,
+        assembly.image_fetcher(settings, client) as images,
+    ):
+        predictor = Predictor(encoder, store.embeddings, images, assembly.image_limits(settings))
+        services = Services(store, client, predictor, settings.learning, 600.0)
+        current_services.set(services)
+        yield services

@@ -7,9 +7,11 @@ whole, and a page past the last one is not found.
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
+from copy import deepcopy
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
 from typing import Any
@@ -26,14 +28,28 @@ CONFIG = """
 """
 
 
+Odd = tuple[int, dict[str, str], bytes]
+
+
 def _given(task: dict[str, Any]) -> list[dict[str, Any]]:
     return [annotation for annotation in task["annotations"] if not annotation["was_cancelled"]]
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        # A client that is killed hangs up.
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class FakeLabelStudio:
     """What a project holds, and the server that shows it.
 
     `before` is called ahead of each request with its method and path: what happens meanwhile.
+    `instead` may return a status, headers and a body that are answered in its place; of a body
+    that is shorter than its Content-Length the rest never comes.
     """
 
     token = "a-legacy-token"
@@ -55,11 +71,11 @@ class FakeLabelStudio:
         self.imports: list[list[dict[str, Any]]] = []
         self.requests: list[tuple[str, str]] = []
         self.before: Callable[[str, str], None] = lambda method, path: None
+        self.instead: Callable[[str, str], Odd | None] = lambda method, path: None
         self._ids = count(1)
         self._clock = count(1)
         self._lock = threading.RLock()
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._http.daemon_threads = True
+        self._http = _Server(("127.0.0.1", 0), self._handler())
         self._thread = threading.Thread(target=self._http.serve_forever, args=(0.01,))
         self._thread.start()
         self.url = f"http://127.0.0.1:{self._http.server_port}"
@@ -123,6 +139,20 @@ class FakeLabelStudio:
             for prediction in self.predictions.values()
             if model_version in (None, prediction["model_version"])
         )
+
+    def snapshot(self) -> object:
+        """Return a copy of all that it holds, as a backup does."""
+        with self._lock:
+            return deepcopy((self.project, self.tasks, self.predictions, self.ml_backends))
+
+    def restore(self, snapshot: object) -> None:
+        """Hold again what it held; ids that were given since are given again."""
+        with self._lock:
+            held: Any = deepcopy(snapshot)
+            self.project, self.tasks, self.predictions, self.ml_backends = held
+            used = [*self.tasks, *self.predictions]
+            used += [given["id"] for task in self.tasks.values() for given in task["annotations"]]
+            self._ids = count(max(used, default=0) + 1)
 
     def _touch(self, task_id: int) -> None:
         self.tasks[task_id]["updated_at"] = f"2026-01-01T00:00:00.{next(self._clock):06d}Z"
@@ -231,24 +261,36 @@ class FakeLabelStudio:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            # Headers and body are written apart, and the second would wait for the first.
+            disable_nagle_algorithm = True
 
             def answer(self) -> None:
                 length = int(self.headers.get("Content-Length") or 0)
                 body = json.loads(self.rfile.read(length)) if length else None
                 address = urlsplit(self.path)
                 query = {key: values[0] for key, values in parse_qs(address.query).items()}
+                headers: dict[str, str] = {}
+                # Before the lock: what hangs must not keep the others waiting.
+                odd = fake.instead(self.command, address.path)
                 with fake._lock:
                     fake.requests.append((self.command, address.path))
-                    if self.headers.get("Authorization") != f"Token {fake.token}":
-                        status, answer = 401, {"detail": "Invalid token."}
+                    if odd is not None:
+                        status, headers, data = odd
                     else:
-                        fake.before(self.command, address.path)
-                        status, answer = fake._answer(self.command, address.path, query, body)
-                data = b"" if answer is None else json.dumps(answer).encode()
+                        status, answer = self.answer_to(address.path, query, body)
+                        data = b"" if answer is None else json.dumps(answer).encode()
                 self.send_response(status)
-                self.send_header("Content-Length", str(len(data)))
+                for name, value in ({"Content-Length": str(len(data))} | headers).items():
+                    self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(data)
+                self.close_connection = "Content-Length" in headers
+
+            def answer_to(self, path: str, query: dict[str, str], body: Any) -> tuple[int, object]:
+                if self.headers.get("Authorization") != f"Token {fake.token}":
+                    return 401, {"detail": "Invalid token."}
+                fake.before(self.command, path)
+                return fake._answer(self.command, path, query, body)
 
             do_GET = do_POST = do_PATCH = do_DELETE = answer  # noqa: N815 — http.server's names
 

@@ -7,13 +7,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
 from backend.store import Store
-from backend.store.requests import LONGEST_BACKOFF, Kind, Request, Waiting
+from backend.store.requests import LEASE, LONGEST_BACKOFF, Kind, Request, Waiting
 from backend.store.schema import requests
 
 TRAIN = Request(7, Kind.TRAIN)
@@ -309,7 +310,7 @@ def test_a_worker_that_is_stopped_leaves_its_request_to_the_next(
 
 def test_the_request_of_a_worker_that_died_is_free_once_its_lease_ends(store: Store) -> None:
     store.requests.add(TRAIN)
-    rewrite(store, owner="a worker that died", lease_until=time.time() + 600)
+    rewrite(store, owner="a worker that died", lease_until=time.time() + LEASE)
     assert store.requests.due() == []
     assert the_one(store).running
 
@@ -343,7 +344,7 @@ def held_by(store: Store, request: Request, owner: str) -> None:
         connection.execute(
             sa.update(requests)
             .where(requests.c.project_id == request.project_id)
-            .values(owner=owner, lease_until=time.time() + 600)
+            .values(owner=owner, lease_until=time.time() + LEASE)
         )
 
 
@@ -360,3 +361,80 @@ def test_a_worker_that_starts_frees_what_the_dead_of_its_machine_held(store: Sto
     store.requests.free_of_the_dead()
 
     assert set(store.requests.due()) == {dead, own_number}
+
+
+# Clocks that jump
+
+
+def put_clock(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Have the clock of the requests differ from what it was by so many seconds."""
+    clock = SimpleNamespace(time=lambda: time.time() + seconds, monotonic=time.monotonic)
+    monkeypatch.setattr("backend.store.requests.time", clock)
+
+
+HOUR, DAY = 3600.0, 86_400.0
+
+
+def test_a_clock_that_goes_back_does_not_delay_what_was_asked_for(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.requests.add(TRAIN, delay=2)
+
+    put_clock(monkeypatch, -HOUR)
+
+    assert store.requests.due() == [TRAIN]
+    assert do(store, TRAIN)
+    assert store.requests.waiting(7) == []
+
+
+def test_a_clock_that_goes_back_does_not_delay_what_failed(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_clock(monkeypatch, -DAY)
+    store.requests.add(TRAIN)
+    put_clock(monkeypatch, 0)
+    fail(store, TRAIN, RuntimeError("no answer"))
+    assert store.requests.due() == []
+
+    put_clock(monkeypatch, -HOUR)
+
+    assert store.requests.due() == [TRAIN]
+
+
+def test_a_clock_that_goes_back_does_not_prolong_a_dead_worker_s_lease(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_clock(monkeypatch, -DAY)
+    store.requests.add(TRAIN)
+    put_clock(monkeypatch, 0)
+    rewrite(store, owner="a worker that died", lease_until=time.time() + LEASE)
+    assert store.requests.due() == []
+
+    put_clock(monkeypatch, -HOUR)
+
+    assert not the_one(store).running
+    assert do(store, TRAIN)
+
+
+def test_a_clock_that_jumps_ahead_makes_all_due_and_lets_a_worker_finish(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.requests.add(TRAIN)
+    store.requests.add(EMBED, delay=600)
+
+    with store.requests.claimed(TRAIN):
+        put_clock(monkeypatch, DAY)
+
+    assert store.requests.due() == [EMBED]
+
+
+def test_clocks_that_differ_a_little_leave_a_worker_its_request(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.requests.add(TRAIN)
+
+    with store.requests.claimed(TRAIN):
+        put_clock(monkeypatch, -LEASE)
+
+        assert store.requests.due() == []
+        assert not do(store, TRAIN)

@@ -1,0 +1,318 @@
+"""What is left when Label Studio fails, hangs, refuses or changes while it is worked on."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+import sqlalchemy as sa
+import tenacity
+
+from backend.jobs import refresh as refresh_module
+from backend.jobs.services import Services, current_services
+from backend.jobs.worker import perform
+from backend.labelstudio.client import LabelStudio
+from backend.store import Store
+from backend.store.requests import Kind, Request
+from backend.store.schema import requests
+from tests.integration.conftest import data_uri, wait_until
+from tests.integration.fake_label_studio import CONFIG, PROJECT, FakeLabelStudio, Odd
+
+pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Do not wait between two tries, but tell how long it would have been."""
+    pauses: list[float] = []
+    monkeypatch.setattr(tenacity.nap, "time", SimpleNamespace(sleep=pauses.append))
+    return pauses
+
+
+def work(store: Store, *, rounds: int = 50) -> None:
+    """Compare, and do all that is wanted and comes of it, whatever fails on the way."""
+    store.requests.add(Request(PROJECT, Kind.RECONCILE))
+    urgency = list(Kind)
+    for _ in range(rounds):
+        due = store.requests.due()
+        if not due:
+            bring_forward(store)
+            due = store.requests.due()
+        if not due:
+            return
+        request = min(due, key=lambda each: urgency.index(each.kind))
+        perform(request.project_id, request.kind.value, request.part)
+    pytest.fail(f"never comes to rest: {store.requests.waiting(PROJECT)}")
+
+
+def bring_forward(store: Store) -> None:
+    with store.database.write() as connection:
+        connection.execute(
+            sa.update(requests)
+            .where(
+                requests.c.requested > requests.c.done,
+                sa.or_(requests.c.kind != Kind.RECONCILE.value, requests.c.attempts > 0),
+            )
+            .values(due_at=0.0)
+        )
+
+
+def assert_right(store: Store, label_studio: FakeLabelStudio) -> None:
+    """Check that all is as a clean run leaves it."""
+    version = store.versions.active(PROJECT)
+    assert version is not None
+    given = {
+        key: task["annotations"] for key, task in label_studio.tasks.items() if task["annotations"]
+    }
+    open_tasks = label_studio.tasks.keys() - given.keys()
+    labels = [each["result"][0]["value"]["choices"][0] for (each,) in given.values()]
+    per_choice = version.report["colour"]["per_choice"]
+    assert {name: count for name, count in per_choice.items() if count} == {
+        name: labels.count(name) for name in labels
+    }
+    current = label_studio.predicted(version.name)
+    assert {key: current[key] for key in open_tasks} == dict.fromkeys(open_tasks, 1)
+    assert label_studio.project is not None
+    assert label_studio.project["model_version"] == version.name
+    assert {task.id: dict(task.data) for page in store.tasks.all(PROJECT) for task in page} == {
+        key: task["data"] for key, task in label_studio.tasks.items()
+    }
+    assert [(item.request.kind, item.error) for item in store.requests.waiting(PROJECT)] == [
+        (Kind.RECONCILE, None)
+    ]
+
+
+def shades(count: int, blue: int = 60) -> list[str]:
+    return [data_uri((index * 255 // count, 60, blue)) for index in range(count)]
+
+
+def settled(store: Store, label_studio: FakeLabelStudio) -> list[int]:
+    """Have a project with two labels and everything done; return its tasks."""
+    ids = label_studio.add_tasks(*shades(8))
+    label_studio.annotate(ids[0], "blue")
+    label_studio.annotate(ids[-1], "red")
+    work(store)
+    assert_right(store, label_studio)
+    return ids
+
+
+# Answers
+
+ANSWERS: dict[str, Odd] = {
+    "internal_error": (500, {}, b"<h1>Server Error (500)</h1>"),
+    "busy": (503, {}, b""),
+    "too_many_requests": (429, {"Retry-After": "7"}, b"{}"),
+    "cut_off": (200, {"Content-Length": "1000"}, b'{"tasks": [{"id": 1, '),
+    "not_json": (200, {}, b"<html>Welcome to our portal</html>"),
+    "a_list": (200, {}, b"[]"),
+    "an_empty_object": (200, {}, b"{}"),
+    "null": (200, {}, b"null"),
+    "words": (200, {}, b'"later"'),
+}
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+@pytest.mark.parametrize("times", [1, 5])
+def test_odd_answers_to_each_kind_of_request_cost_time_alone(
+    services: Services, store: Store, label_studio: FakeLabelStudio, name: str, times: int
+) -> None:
+    ids = label_studio.add_tasks(*shades(8))
+    label_studio.annotate(ids[0], "blue")
+    seen: list[tuple[str, str]] = []
+
+    def instead(method: str, path: str) -> Odd | None:
+        # To say that there are no ML backends is to disconnect the project.
+        if (name, path) == ("a_list", "/api/ml"):
+            return None
+        seen.append((method, path))
+        return ANSWERS[name] if seen.count((method, path)) <= times else None
+
+    label_studio.instead = instead
+    work(store)
+    label_studio.annotate(ids[3], "red")
+    work(store)
+
+    label_studio.instead = lambda method, path: None
+    work(store)
+    assert_right(store, label_studio)
+
+
+def test_a_pause_that_label_studio_asks_for_is_kept_up_to_a_bound(
+    services: Services, store: Store, label_studio: FakeLabelStudio, pauses: list[float]
+) -> None:
+    asked = iter(["7", "86400", "Wed, 21 Oct 2026 07:28:00 GMT"])
+
+    def instead(method: str, path: str) -> Odd | None:
+        value = next(asked, None)
+        return None if value is None else (429, {"Retry-After": value}, b"")
+
+    label_studio.instead = instead
+    services.label_studio.import_predictions(PROJECT, [])
+
+    assert pauses[:2] == [7.0, 30.0]
+    assert pauses[2] <= 5.0
+
+
+def test_an_import_that_hangs_and_is_done_in_the_end_is_not_done_twice(
+    services: Services, store: Store, label_studio: FakeLabelStudio
+) -> None:
+    ids = label_studio.add_tasks(*shades(8))
+    label_studio.annotate(ids[0], "blue")
+    goes_on, arrived = threading.Event(), []
+
+    def instead(method: str, path: str) -> None:
+        if path.endswith("/import/predictions"):
+            arrived.append(path)
+            goes_on.wait()
+
+    label_studio.instead = instead
+    impatient = LabelStudio(label_studio.url, label_studio.token, timeout=httpx.Timeout(0.5))
+    with closing(impatient):
+        current_services.set(replace(services, label_studio=impatient))
+        store.requests.add_all([Request(PROJECT, kind) for kind in (Kind.TRAIN, Kind.SYNC)])
+        while not arrived:
+            for request in store.requests.due():
+                perform(request.project_id, request.kind.value, request.part)
+    goes_on.set()
+    wait_until(lambda: label_studio.imports, "the import is done after all")
+
+    current_services.set(services)
+    work(store)
+
+    assert len(arrived) == 1
+    assert_right(store, label_studio)
+
+
+def test_a_token_that_is_revoked_is_told_of_and_asks_no_more_than_a_job_once(
+    services: Services, store: Store, label_studio: FakeLabelStudio
+) -> None:
+    ids = settled(store, label_studio)
+    label_studio.annotate(ids[3], "green")
+    asked: list[str] = []
+
+    def refuse(method: str, path: str) -> Odd | None:
+        asked.append(path)
+        return (401, {}, b'{"detail": "Invalid token."}') if len(asked) > 3 else None
+
+    label_studio.instead = refuse
+    store.requests.add(Request(PROJECT, Kind.TRAIN))
+    while due := store.requests.due():
+        perform(PROJECT, due[0].kind.value, due[0].part)
+
+    (failed,) = [item for item in store.requests.waiting(PROJECT) if item.error]
+    assert "refuses the token" in (failed.error or "")
+    assert "LABEL_STUDIO_API_KEY" in (failed.error or "")
+    assert len(asked) == 4
+    label_studio.instead = lambda method, path: None
+    work(store)
+    assert_right(store, label_studio)
+
+
+# Changes meanwhile
+
+
+def once(condition: Callable[[str, str], bool], change: Callable[[], Any]) -> Any:
+    """Return a hook that has something happen ahead of the first request of a kind."""
+    left = [change]
+
+    def before(method: str, path: str) -> None:
+        if left and condition(method, path):
+            left.pop()()
+
+    return before
+
+
+def test_a_config_that_changes_during_a_training_is_trained_on_next(
+    services: Services, store: Store, label_studio: FakeLabelStudio
+) -> None:
+    ids = settled(store, label_studio)
+    label_studio.annotate(ids[3], "blue")
+    assert label_studio.project is not None
+    project = label_studio.project
+
+    def change() -> None:
+        project["label_config"] = CONFIG.replace('"green"', '"pink"')
+
+    label_studio.before = once(lambda method, path: path == "/api/tasks", change)
+    store.requests.add(Request(PROJECT, Kind.TRAIN))
+    perform(PROJECT, Kind.TRAIN.value, 0)
+    trained_meanwhile = store.versions.active(PROJECT)
+    work(store)
+
+    version = store.versions.active(PROJECT)
+    assert trained_meanwhile is not None
+    assert trained_meanwhile.heads["colour"].values == ("red", "green", "blue")
+    assert version is not None
+    assert version.heads["colour"].values == ("red", "pink", "blue")
+    assert_right(store, label_studio)
+
+
+def test_a_project_that_is_forgotten_during_a_training_leaves_no_version(
+    services: Services, store: Store, label_studio: FakeLabelStudio
+) -> None:
+    ids = settled(store, label_studio)
+    label_studio.annotate(ids[3], "green")
+
+    def forget() -> None:
+        # Another worker compares, just after the project was deleted.
+        store.forget(PROJECT)
+
+    label_studio.before = once(lambda method, path: path == "/api/tasks", forget)
+    store.requests.add(Request(PROJECT, Kind.TRAIN))
+    perform(PROJECT, Kind.TRAIN.value, 0)
+
+    assert store.projects.get(PROJECT) is None
+    assert store.versions.names() == []
+    assert store.requests.waiting(PROJECT) == []
+
+
+def test_a_project_that_is_deleted_during_a_training_is_forgotten(
+    services: Services, store: Store, label_studio: FakeLabelStudio
+) -> None:
+    ids = settled(store, label_studio)
+    label_studio.annotate(ids[3], "green")
+
+    def delete() -> None:
+        label_studio.project = None
+        label_studio.tasks.clear()
+        label_studio.predictions.clear()
+
+    label_studio.before = once(lambda method, path: path == "/api/tasks", delete)
+    store.requests.add(Request(PROJECT, Kind.TRAIN))
+    perform(PROJECT, Kind.TRAIN.value, 0)
+    work(store)
+
+    assert store.projects.get(PROJECT) is None
+    assert store.versions.names() == []
+    assert store.requests.waiting(PROJECT) == []
+
+
+@pytest.mark.parametrize("added", [0, 2, 3])
+def test_a_label_studio_from_an_older_copy_is_followed(
+    services: Services,
+    store: Store,
+    label_studio: FakeLabelStudio,
+    added: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(refresh_module, "HEAD", 0)
+    ids = settled(store, label_studio)
+    copy = label_studio.snapshot()
+    label_studio.add_tasks(*shades(2, blue=200))
+    label_studio.annotate(ids[2], "green")
+    label_studio.annotate(ids[3], "green")
+    work(store)
+    assert_right(store, label_studio)
+
+    label_studio.restore(copy)
+    # They are given the ids of those that are gone.
+    label_studio.add_tasks(*shades(added, blue=120) if added else ())
+    work(store)
+
+    assert_right(store, label_studio)
