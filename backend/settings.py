@@ -183,7 +183,7 @@ class Settings(BaseSettings):
         ge=1,
         le=511,
         description="Threads of `THREADS` that may answer `/predict` at the same time, so that the "
-        "others are there for `/health` and `/webhook`; unset: half of them",
+        "others are there for `/health` and `/webhook`; unset: a quarter of them",
     )
     proxies: int = Field(
         0,
@@ -273,7 +273,7 @@ class Settings(BaseSettings):
     @property
     def predictions_at_once(self) -> int:
         """How many requests for predictions may be answered at the same time."""
-        return self.threads // 2 if self.predict_threads is None else self.predict_threads
+        return max(1, self.threads // 4) if self.predict_threads is None else self.predict_threads
 
     @property
     def requires_auth(self) -> bool:

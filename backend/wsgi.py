@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from flask import Flask
@@ -38,6 +39,9 @@ def create(settings: Settings | None = None) -> Flask:
     return app
 
 
+_SWITCH_INTERVAL = 0.0005
+
+
 class Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
     """Gunicorn with one process, so that CLIP is loaded once, and threads that share it."""
 
@@ -55,6 +59,9 @@ class Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
             # Loading CLIP holds the interpreter for seconds at a time on a busy machine.
             "timeout": 120,
             "graceful_timeout": 25,
+            # Longer than proxies and clients keep an idle connection: who closes first may cut off
+            # a request that is on its way.
+            "keepalive": 75,
             "loglevel": "warning",
             "control_socket_disable": True,
         }
@@ -64,4 +71,7 @@ class Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
 
     def load(self) -> Flask:
         """Return the app, in the process that answers."""
+        # A webhook takes the interpreter a dozen times, and each time would wait 5 ms for every
+        # thread that prepares pictures.
+        sys.setswitchinterval(_SWITCH_INTERVAL)
         return create(self._settings)

@@ -208,9 +208,7 @@ def _protocol(services: ApiServices, metrics: Metrics, bounds: _Bounds) -> Bluep
             project.label_config,
         )
         wanted = wanted_after(body.action, learning.retrain_delay, config_changed=config_changed)
-        for kind, delay in wanted.items():
-            store.requests.add(Request(project_id, kind), delay=delay)
-        store.projects.update(project_id, webhook_at=time.time())
+        store.note_webhook(project_id, wanted)
         log.info("webhook project=%d action=%s", project_id, body.action)
         return _answer({"status": "ok"}, HTTPStatus.CREATED)
 

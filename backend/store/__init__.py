@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from backend.store.embeddings import Embeddings
 from backend.store.projects import Projects
-from backend.store.requests import Requests
+from backend.store.requests import Kind, Request, Requests
 from backend.store.schema import Database
 from backend.store.tasks import Tasks
 from backend.store.usage import Usage
@@ -38,6 +40,16 @@ class Store:
             Requests(database),
             Usage(database),
         )
+
+    def note_webhook(self, project_id: int, wanted: Mapping[Kind, float]) -> None:
+        """Keep that a webhook came, and what it asks for in how many seconds, in one transaction.
+
+        An annotator waits for it.
+        """
+        with self.database.write() as connection:
+            for kind, delay in wanted.items():
+                self.requests.add_all([Request(project_id, kind)], delay=delay, within=connection)
+            self.projects.update(project_id, within=connection, webhook_at=time.time())
 
     def forget(self, project_id: int) -> None:
         """Drop everything about a project but its embeddings, which others may share."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.engine import Connection
 
 from backend.store.schema import Database, projects
 
@@ -88,9 +90,9 @@ class Projects:
             self.update(project_id, **changes)
         return bool(changes)
 
-    def update(self, project_id: int, **values: Any) -> None:
-        """Set columns of a project."""
-        with self._database.write() as connection:
+    def update(self, project_id: int, *, within: Connection | None = None, **values: Any) -> None:
+        """Set columns of a project, in a transaction of its own or one at hand (`within`)."""
+        with self._database.write() if within is None else nullcontext(within) as connection:
             connection.execute(
                 sa.update(projects).where(projects.c.id == project_id).values(**values)
             )

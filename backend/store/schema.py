@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,11 @@ class Database:
         self.insert: Any = (
             postgresql.insert if self.engine.dialect.name == "postgresql" else sqlite.insert
         )
+        # SQLite lets one write at a time, and the others ask again after pauses that grow: threads
+        # that queue for it here come to their turn sooner.
+        self._turn: AbstractContextManager[object] = (
+            nullcontext() if self.engine.dialect.name == "postgresql" else threading.Lock()
+        )
         try:
             if self._revision() != REVISION:
                 self._upgrade()
@@ -185,6 +191,7 @@ class Database:
         """
         with (
             _in_a_sentence(),
+            self._turn,
             self.engine.connect().execution_options(write=True) as connection,
             connection.begin(),
         ):
