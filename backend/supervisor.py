@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 STOP_WITHIN = 30.0
 _TICK = 0.2
 _LONGEST_PAUSE = 30.0
+_NICENESS = 5
 # A child that lived this long was well: the next failure starts counting anew.
 _WELL_AFTER = 30.0
 
@@ -123,6 +124,10 @@ class _Supervisor:
             start_new_session=True,
             preexec_fn=end_with_parent,
         )
+        if child.name == "worker":
+            # People wait for the API, and nobody for the worker.
+            niceness = os.getpriority(os.PRIO_PROCESS, 0) + _NICENESS
+            os.setpriority(os.PRIO_PROCESS, child.process.pid, niceness)
         child.started_at = time.monotonic()
         log.info("started %s pid=%d", child.name, child.process.pid)
         if child.name == "redis":

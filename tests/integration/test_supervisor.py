@@ -120,6 +120,16 @@ def test_it_answers_and_does_what_is_wanted(running: Running) -> None:
     assert [len(running.pids(name)) for name in ("redis", "api", "worker")] == [1, 1, 1]
 
 
+def test_the_worker_gives_way_to_the_api_that_people_wait_for(running: Running) -> None:
+    wait_until(lambda: running.health() == 200, "/health answers")
+
+    niceness = {
+        name: os.getpriority(os.PRIO_PROCESS, running.pids(name)[-1]) for name in ("api", "worker")
+    }
+
+    assert niceness["worker"] > niceness["api"]
+
+
 @pytest.mark.parametrize("name", ["worker", "redis", "api"])
 def test_a_process_that_dies_is_started_again(running: Running, name: str) -> None:
     wait_until(lambda: running.pids(name), f"{name} is started")
