@@ -67,8 +67,9 @@ def write(database: Database, file: Path, report: Report) -> None:
         _sync(partial)
         partial.rename(file)
         _sync(file.parent)
-    except (OSError, sqlite3.Error) as error:
-        raise BackupError(f"{file} cannot be written ({error}): choose another place") from None
+    except (OSError, sqlite3.Error, sa.exc.OperationalError) as error:
+        reason = getattr(error, "orig", error)
+        raise BackupError(f"{file} cannot be written ({reason}): choose another place") from None
     finally:
         for suffix in ("", "-wal", "-shm", "-journal"):
             partial.with_name(partial.name + suffix).unlink(missing_ok=True)
@@ -84,18 +85,24 @@ def opened(file: Path) -> Iterator[Database]:
         with file.open("rb") as content:
             header = content.read(100)
             size = os.fstat(content.fileno()).st_size
-        _check_header(file, header, size)
-        with tempfile.TemporaryDirectory() as folder:
-            copy = Path(folder) / "backup.sqlite3"
-            shutil.copyfile(file, copy)
-            _check_content(file, copy)
-            database = Database(_url(copy))
-            try:
-                yield database
-            finally:
-                database.close()
     except OSError as error:
-        raise BackupError(f"{file} cannot be read ({error.strerror or error})") from None
+        raise BackupError(f"{file} cannot be read ({error.strerror})") from None
+    _check_header(file, header, size)
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "backup.sqlite3"
+        try:
+            shutil.copyfile(file, copy)
+        except OSError as error:
+            raise BackupError(
+                f"{file} cannot be copied to {folder} ({error.strerror}): "
+                "set TMPDIR to a folder with room for it"
+            ) from None
+        _check_content(file, copy)
+        database = Database(_url(copy))
+        try:
+            yield database
+        finally:
+            database.close()
 
 
 def restore(database: Database, source: Database, report: Report, *, overwrite: bool) -> None:
