@@ -32,7 +32,8 @@ from backend.store.schema import (
     versions,
 )
 
-CHUNK = 1000
+# Rows in memory at once: those of `versions` can be megabytes each.
+CHUNK = 100
 
 # SQLite's files start with the first, and have the second at byte 68: a backup says "clip" there.
 _MAGIC = b"SQLite format 3\0"
@@ -141,7 +142,8 @@ def restore(database: Database, source: Database, report: Report, *, overwrite: 
 def _fill(database: Database, file: Path, report: Report) -> None:
     target = Database(_url(file))
     try:
-        with database.snapshot() as source:
+        # One transaction: waiting for the disk after each page takes most of the time.
+        with database.snapshot() as source, target.write() as connection:
             counts = _counts(source)
             if not any(counts[table.name] for table in _WORTH_KEEPING):
                 raise BackupError(
@@ -149,9 +151,7 @@ def _fill(database: Database, file: Path, report: Report) -> None:
                     "check DATABASE_URL or DATA_DIR"
                 )
             for table, page in _pages(source, report):
-                with target.write() as connection:
-                    connection.execute(sa.insert(table), page)
-        with target.write() as connection:
+                connection.execute(sa.insert(table), page)
             _inventory.create(connection)
             connection.execute(
                 sa.insert(_inventory),
