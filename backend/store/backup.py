@@ -32,7 +32,8 @@ from backend.store.schema import (
     versions,
 )
 
-CHUNK = 1000
+# Rows in memory at once: those of `versions` can be megabytes each.
+CHUNK = 100
 
 # SQLite's files start with the first, and have the second at byte 68: a backup says "clip" there.
 _MAGIC = b"SQLite format 3\0"
@@ -67,8 +68,9 @@ def write(database: Database, file: Path, report: Report) -> None:
         _sync(partial)
         partial.rename(file)
         _sync(file.parent)
-    except (OSError, sqlite3.Error) as error:
-        raise BackupError(f"{file} cannot be written ({error}): choose another place") from None
+    except (OSError, sqlite3.Error, sa.exc.OperationalError) as error:
+        reason = getattr(error, "orig", error)
+        raise BackupError(f"{file} cannot be written ({reason}): choose another place") from None
     finally:
         for suffix in ("", "-wal", "-shm", "-journal"):
             partial.with_name(partial.name + suffix).unlink(missing_ok=True)
@@ -84,18 +86,24 @@ def opened(file: Path) -> Iterator[Database]:
         with file.open("rb") as content:
             header = content.read(100)
             size = os.fstat(content.fileno()).st_size
-        _check_header(file, header, size)
-        with tempfile.TemporaryDirectory() as folder:
-            copy = Path(folder) / "backup.sqlite3"
-            shutil.copyfile(file, copy)
-            _check_content(file, copy)
-            database = Database(_url(copy))
-            try:
-                yield database
-            finally:
-                database.close()
     except OSError as error:
-        raise BackupError(f"{file} cannot be read ({error.strerror or error})") from None
+        raise BackupError(f"{file} cannot be read ({error.strerror})") from None
+    _check_header(file, header, size)
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "backup.sqlite3"
+        try:
+            shutil.copyfile(file, copy)
+        except OSError as error:
+            raise BackupError(
+                f"{file} cannot be copied to {folder} ({error.strerror}): "
+                "set TMPDIR to a folder with room for it"
+            ) from None
+        _check_content(file, copy)
+        database = Database(_url(copy))
+        try:
+            yield database
+        finally:
+            database.close()
 
 
 def restore(database: Database, source: Database, report: Report, *, overwrite: bool) -> None:
@@ -134,7 +142,8 @@ def restore(database: Database, source: Database, report: Report, *, overwrite: 
 def _fill(database: Database, file: Path, report: Report) -> None:
     target = Database(_url(file))
     try:
-        with database.snapshot() as source:
+        # One transaction: waiting for the disk after each page takes most of the time.
+        with database.snapshot() as source, target.write() as connection:
             counts = _counts(source)
             if not any(counts[table.name] for table in _WORTH_KEEPING):
                 raise BackupError(
@@ -142,9 +151,7 @@ def _fill(database: Database, file: Path, report: Report) -> None:
                     "check DATABASE_URL or DATA_DIR"
                 )
             for table, page in _pages(source, report):
-                with target.write() as connection:
-                    connection.execute(sa.insert(table), page)
-        with target.write() as connection:
+                connection.execute(sa.insert(table), page)
             _inventory.create(connection)
             connection.execute(
                 sa.insert(_inventory),

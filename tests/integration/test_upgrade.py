@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from alembic.script import ScriptDirectory
 
 from backend.errors import DatabaseError
 from backend.store import Store
-from backend.store.schema import REVISION, metadata
+from backend.store.schema import REVISION, images, metadata
 from backend.store.tasks import StoredTask
 
 MIGRATIONS = Path(__file__).parents[2] / "backend" / "store" / "migrations"
@@ -98,6 +99,8 @@ def test_a_database_of_the_first_release_keeps_its_rows(database_url: str) -> No
         connection.execute(sa.insert(vectors).values(encoder="e", content="c", vector=vector))
     engine.dispose()
 
+    opened_at = time.time()
+
     store = Store.open(database_url)
 
     project = store.projects.get(7)
@@ -107,6 +110,9 @@ def test_a_database_of_the_first_release_keeps_its_rows(database_url: str) -> No
         [StoredTask(1, {"image": "http://a"}, True, "clip-backend-1-01234567")]
     ]
     assert store.embeddings.find("e", ["http://a"])["http://a"].tolist() == [1, 0]  # type: ignore[union-attr]
+    with store.database.read() as connection:
+        (used_at,) = connection.scalars(sa.select(images.c.used_at))
+    assert opened_at <= used_at <= time.time()
     store.close()
 
 
