@@ -25,5 +25,5 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--every-kill-point",
         action="store_true",
-        help="Kill workers at every effect, not only at the first and last of each kind (minutes).",
+        help="Kill workers at every effect, not only at the first and last of each kind.",
     )

@@ -126,7 +126,7 @@ class Encoder:
             size += len(batch[-1].images)
         try:
             pixels = torch.stack([image for waiting in batch for image in waiting.images])
-            vectors = self._unit(self._encode_pixels, pixels)
+            vectors = self._encode_within_memory(pixels)
         except Exception as error:  # noqa: BLE001 - raised by each thread that waits
             for waiting in batch:
                 waiting.vectors.set_exception(error)
@@ -169,6 +169,35 @@ class Encoder:
         images = self.preprocess.normalized(pixels).to(self.precision)
         vectors: torch.Tensor = self._model_for_pictures.encode_image(images)
         return vectors
+
+    def _encode_within_memory(self, pixels: torch.Tensor) -> NDArray[np.float32]:
+        """Return unit vectors [N, D]; in halves, at last on the CPU, where the device is full."""
+        import torch
+
+        try:
+            return self._unit(self._encode_pixels, pixels)
+        except torch.OutOfMemoryError:
+            # Left before trying again: the error holds what was allocated on the way.
+            pass
+        if len(pixels) == 1:
+            log.warning("%s is out of memory: a picture is encoded on the CPU", self.device)
+            return self._unit_on_cpu(pixels)
+        self.batch_size = step = len(pixels) // 2
+        log.warning("%s is out of memory: batches of %d from now on", self.device, step)
+        parts = [pixels[i : i + step] for i in range(0, len(pixels), step)]
+        return np.concatenate([self._encode_within_memory(part) for part in parts])
+
+    def _unit_on_cpu(self, pixels: torch.Tensor) -> NDArray[np.float32]:
+        import torch
+
+        ours = self._model_for_pictures
+        on_cpu = copy.copy(ours)
+        on_cpu._modules = {**ours._modules, "visual": copy.deepcopy(ours.visual).cpu()}
+        with torch.inference_mode():
+            images = self.preprocess.normalized(pixels).to(self.precision)
+            vectors = on_cpu.encode_image(images).float()
+            unit: NDArray[np.float32] = torch.nn.functional.normalize(vectors, dim=-1).numpy()
+        return unit
 
     def _unit(
         self, encode: Callable[[torch.Tensor], torch.Tensor], batch: torch.Tensor

@@ -110,6 +110,37 @@ def test_a_batch_that_fails_fails_for_all_that_are_in_it_and_for_nobody_else(
     assert encoder.encode_preprocessed([image]).shape[0] == 1
 
 
+@pytest.mark.parametrize(
+    ("fits", "tried", "said"),
+    [
+        (2, [8, 4, 2, 2, 4, 2, 2], "batches of 2 from now on"),
+        (0, [2, 1, 1], "a picture is encoded on the CPU"),
+    ],
+)
+def test_a_full_device_gets_half_a_batch_and_at_last_the_cpu_does_it(
+    fits: int, tried: list[int], said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    encoder = load_encoder("tiny", None, "cpu", "float32")
+    images = [encoder.preprocess(PICTURES[0]) for _ in range(tried[0])]
+    expected = encoder.encode_preprocessed(images)
+    sizes: list[int] = []
+    on_device = encoder._model_for_pictures.visual
+
+    def allocate(module: torch.nn.Module, pixels: tuple[torch.Tensor]) -> None:
+        if module is on_device:
+            sizes.append(len(pixels[0]))
+            if sizes[-1] > fits:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    on_device.register_forward_pre_hook(allocate)
+
+    np.testing.assert_allclose(encoder.encode_preprocessed(images), expected, atol=1e-5)
+
+    assert sizes == tried
+    assert said in caplog.text
+    assert encoder.batch_size == max(fits, 1)
+
+
 # The same as open_clip's own
 
 

