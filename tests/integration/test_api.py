@@ -866,9 +866,9 @@ def test_health_is_up_while_the_encoder_is_loaded(start_app: StartApp, encoder: 
 
 
 def test_a_bug_is_a_sentence_without_a_traceback(client: FlaskClient, store: Store) -> None:
-    store.close()
+    setup(client)
     with store.database.write() as connection:
-        connection.exec_driver_sql("DROP TABLE projects")
+        connection.exec_driver_sql("UPDATE projects SET extra_params = '{'")
 
     assert "see the log" in assert_refused(setup(client), 500)
 
