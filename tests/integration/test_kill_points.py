@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -67,7 +68,12 @@ class Stage:
     def keep(self) -> None:
         """Keep all as it is now."""
         self._snapshot = self.label_studio.snapshot()
-        shutil.copy(self._file, self._file.with_suffix(".kept"))
+        # Not a copy of the file alone: what was written last is beside it.
+        with (
+            closing(sqlite3.connect(self._file)) as file,
+            closing(sqlite3.connect(self._file.with_suffix(".kept"))) as kept,
+        ):
+            file.backup(kept)
 
     def put_back(self) -> None:
         """Put all back as it was kept."""
