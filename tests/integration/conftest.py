@@ -233,7 +233,9 @@ def label_studio() -> Iterator[FakeLabelStudio]:
 def services(store: Store, encoder: Encoder, label_studio: FakeLabelStudio) -> Iterator[Services]:
     """Give what a worker has, with the project set up as `/setup` does it."""
     settings = Settings.read(
-        label_studio_url=label_studio.url, label_studio_api_key=label_studio.token
+        label_studio_url=label_studio.url,
+        label_studio_api_key=label_studio.token,
+        image_hosts="127.0.0.1",
     )
     store.projects.set_up(PROJECT, label_config=CONFIG, extra_params={})
     with (
@@ -241,6 +243,8 @@ def services(store: Store, encoder: Encoder, label_studio: FakeLabelStudio) -> I
         assembly.image_fetcher(settings, client) as images,
     ):
         predictor = Predictor(encoder, store.embeddings, images, assembly.image_limits(settings))
-        services = Services(store, client, predictor, settings.learning, 600.0)
+        services = Services(
+            store, client, predictor, settings.learning, 600.0, settings.keep_unused
+        )
         current_services.set(services)
         yield services

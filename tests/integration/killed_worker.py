@@ -13,6 +13,7 @@ import os
 import signal
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
@@ -91,7 +92,9 @@ class WarmWorker:
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(life) + "\n")
         self._process.stdin.flush()
-        effects: list[str] | None = json.loads(self._process.stdout.readline())["effects"]
+        lived = json.loads(self._process.stdout.readline())
+        assert "broken" not in lived, lived["broken"]
+        effects: list[str] | None = lived["effects"]
         return effects
 
     def close(self) -> None:
@@ -145,7 +148,9 @@ class _Effects:
 def _live(life: dict[str, Any], encoder: Encoder) -> list[str]:
     effects = _Effects(life["kill_at"])
     settings = Settings.read(
-        label_studio_url=life["label_studio"][0], label_studio_api_key=life["label_studio"][1]
+        label_studio_url=life["label_studio"][0],
+        label_studio_api_key=life["label_studio"][1],
+        image_hosts="127.0.0.1",
     )
     for module, name, value in SMALL:
         setattr(module, name, value)
@@ -155,7 +160,9 @@ def _live(life: dict[str, Any], encoder: Encoder) -> list[str]:
     label_studio = LabelStudio(*settings.label_studio())
     with effects.around_requests(), assembly.image_fetcher(settings, label_studio) as images:
         predictor = Predictor(encoder, store.embeddings, images, assembly.image_limits(settings))
-        services = Services(store, label_studio, predictor, settings.learning, 600.0)
+        services = Services(
+            store, label_studio, predictor, settings.learning, 600.0, settings.keep_unused
+        )
         services.slow_imports.update(life["slow_imports"])
         current_services.set(services)
         _start(store)
@@ -198,8 +205,10 @@ def _say(line: str) -> None:
 def _in_a_fork(do: Callable[[], list[str]]) -> None:
     pid = os.fork()
     if not pid:
-        effects = do()
-        _say(json.dumps({"effects": effects}))
+        try:
+            _say(json.dumps({"effects": do()}))
+        except BaseException:
+            _say(json.dumps({"broken": traceback.format_exc()}))
         os._exit(0)
     _, status = os.waitpid(pid, 0)
     if os.WIFSIGNALED(status):

@@ -98,7 +98,7 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
 
 @pytest.fixture
 def client(services: Services, encoder: Encoder) -> Iterator[FlaskClient]:
-    settings = Settings.read()
+    settings = Settings.read(image_hosts="127.0.0.1")
     background = BackgroundEncoder(lambda: encoder)
     background.start()
     with assembly.image_fetcher(settings, None) as images:

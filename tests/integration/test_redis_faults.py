@@ -146,7 +146,7 @@ def test_what_a_full_redis_refuses_stays_wanted(store: Store, server: RedisServe
 
 @pytest.fixture
 def client(services: Services) -> Iterator[FlaskClient]:
-    settings = Settings.read(redis_url="redis://127.0.0.1:9/0")
+    settings = Settings.read(redis_url="redis://127.0.0.1:9/0", image_hosts="127.0.0.1")
     background = BackgroundEncoder(lambda: services.predictor.encoder)
     background.start()
     with assembly.image_fetcher(settings, None) as images:

@@ -51,6 +51,7 @@ def test_planted_secrets_are_found_nowhere(
     label_studio.annotate(ids[0], "red")
     settings = Settings.read(
         label_studio_url=label_studio.url,
+        image_hosts="127.0.0.1",
         label_studio_api_key=API_KEY,
         basic_auth_user="me",
         basic_auth_pass=PASSWORD,
@@ -147,7 +148,9 @@ def worked(
 ) -> str:
     """Do what is wanted as a worker does, until nothing is; return all that Redis held."""
     predictor = Predictor(encoder, store.embeddings, fetcher, assembly.image_limits(settings))
-    current_services.set(Services(store, client, predictor, settings.learning, 600.0))
+    current_services.set(
+        Services(store, client, predictor, settings.learning, 600.0, settings.keep_unused)
+    )
     seen = ""
     for _ in range(10):
         for item in store.requests.waiting(PROJECT):
