@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.linalg import eigh
 from scipy.optimize import minimize
 from torch import Tensor
 from torch.nn import functional
@@ -403,13 +404,25 @@ class _Spread:
 
     def __init__(self, features: Tensor, scale: float) -> None:
         """Take features [N, R] and the factor from changes of weights to those of logits."""
-        moments, self.axes = torch.linalg.eigh(features.T @ features)
+        moments, self.axes = _principal_axes(features.T @ features)
         self._curvatures = _CURVATURE * scale**2 * moments.clamp_min(0)
         self._count = len(features)
 
     def lengths(self, pull: float) -> Tensor:
         """Return the steps [R] along the axes that change the slope of the loss as much."""
         return torch.rsqrt((self._curvatures + pull) / self._count)
+
+
+def _principal_axes(moments: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the eigenvalues [R] and eigenvectors [R, R], in columns, of second moments [R, R]."""
+    try:
+        values, axes = torch.linalg.eigh(moments)
+    except torch.linalg.LinAlgError:
+        # Of pictures that are nearly the same: LAPACK's divide and conquer sometimes gives up where
+        # its slower QR iterations do not.
+        found = eigh(moments.double().cpu().numpy(), driver="ev")
+        values, axes = (torch.from_numpy(part).to(moments) for part in found)
+    return values, axes
 
 
 def _minimise(

@@ -215,6 +215,22 @@ def test_heads_of_half_as_many_labels_are_worse(digits: Digits) -> None:
     assert right_of_fewer < right
 
 
+@pytest.mark.parametrize(("seed", "count"), [(6, 240), (9, 60)])
+def test_labels_of_pictures_that_are_nearly_the_same_can_be_learnt(seed: int, count: int) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    picture = normalize(torch.randn(1, 256, generator=draw), dim=-1).half().float()
+    # As they are stored: encoded in other batches, the same picture differs in the last digits.
+    noise = 1e-4 * torch.randn(8, 256, generator=draw)
+    noise[0] = 0
+    stored = normalize(picture + noise, dim=-1).half().float()
+    pictures = stored[torch.randint(0, 2 + seed % 7, (count,), generator=draw)]
+    prior = Head(10 * normalize(torch.randn(3, 256, generator=draw), dim=-1), torch.zeros(3), False)
+
+    trained = train(pictures, torch.arange(count) % 3, prior, pool=pictures)
+
+    assert trained.head.probabilities(pictures).isfinite().all()
+
+
 def test_choices_without_a_label_can_still_be_predicted(digits: Digits) -> None:
     recalls = []
     for digit in range(CHOICES):
