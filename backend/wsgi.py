@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flask import Flask
 from gunicorn.app.base import BaseApplication
@@ -15,6 +16,9 @@ from backend.logs import configure_logging
 from backend.settings import Settings
 from backend.store import Store
 
+if TYPE_CHECKING:
+    from backend.clip.encoder import Encoder
+
 
 def create(settings: Settings | None = None) -> Flask:
     """Return the WSGI app; CLIP is loaded in the background meanwhile.
@@ -25,7 +29,7 @@ def create(settings: Settings | None = None) -> Flask:
     configure_logging(settings.log_level)
     configured = None not in (settings.label_studio_url, settings.label_studio_api_key)
     client = assembly.label_studio(settings) if configured else None
-    encoder = BackgroundEncoder(lambda: assembly.encoder(settings))
+    encoder = BackgroundEncoder(lambda: _load_encoder(settings))
     app = create_app(
         ApiServices(
             settings=settings,
@@ -37,6 +41,15 @@ def create(settings: Settings | None = None) -> Flask:
     )
     encoder.start()
     return app
+
+
+def _load_encoder(settings: Settings) -> Encoder:
+    encoder = assembly.encoder(settings)
+    # What is loaded stays. To look through all of it for garbage, now and then, would keep every
+    # request waiting for a quarter of a second.
+    gc.collect()
+    gc.freeze()
+    return encoder
 
 
 _SWITCH_INTERVAL = 0.0005
