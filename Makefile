@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 LABEL_STUDIO := .venv-label-studio
 # Passed to pip as they are, such as PIP_ARGS="--index-url ..." to choose a build of torch.
 PIP_ARGS ?=
-BENCHMARKS := start webhook_latency scoring training store growth workers predict reordering
+BENCHMARKS := start webhook_latency scoring training store growth workers load predict reordering
 DEMO_ARGS := $(if $(AUTO),--auto)
 
 .PHONY: help install demo test lint fuzz format bench bench-learning soak clean

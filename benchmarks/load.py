@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from multiprocessing.connection import Connection
@@ -41,9 +41,6 @@ TASKS_OF_A_REQUEST = 100
 TASKS = 4000
 CHOICES = ("red", "green", "blue")
 
-# What stands for other machines gives way to the backend, as it would there.
-OTHERS = 10
-
 # Label Studio waits a second for each of these.
 GOALS = {"/webhook": 0.100, "/health": 0.080}
 
@@ -52,78 +49,90 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="everybody at the same time")
     parser.add_argument("--seconds", type=float, default=60.0)
     duration = parser.parse_args().seconds
-    # The servers of tasks and pictures; the backend itself is put back where it would be.
-    os.nice(OTHERS)
-    size = (256, 256)
-    with parts.temporary_folder() as folder, parts.picture_server(size=size) as pictures:
-        label_studio = FakeLabelStudio()
-        ids = label_studio.add_tasks(*(f"{pictures}/task/{number}" for number in range(TASKS)))
-        port = parts.free_port()
-        address = f"http://127.0.0.1:{port}"
-        label_studio.ml_backends = [{"id": 1, "url": address}]
-        environment = {
-            "DATA_DIR": str(folder),
-            "HOST": "127.0.0.1",
-            "PORT": str(port),
-            "CLIP_MODEL": "tiny",
-            "LABEL_STUDIO_URL": label_studio.url,
-            "LABEL_STUDIO_API_KEY": label_studio.token,
-            "IMAGE_HOSTS": "127.0.0.1",
-            "LOG_LEVEL": "WARNING",
-        }
-        command = ["nice", "-n", str(-OTHERS), sys.executable, "-m", "backend.cli", "up"]
-        with parts.running(command, environment) as parent, httpx.Client(base_url=address) as api:
+    label_studio, port = FakeLabelStudio(), parts.free_port()
+    address = f"http://127.0.0.1:{port}"
+    label_studio.ml_backends = [{"id": 1, "url": address}]
+    with (
+        parts.temporary_folder() as folder,
+        parts.running(*up(folder, port, label_studio)) as parent,
+        httpx.Client(base_url=address) as api,
+    ):
+        annotators = Started(submit_and_look, address)
+        # What else stands for other machines gives way to the backend, as it would there.
+        os.nice(10)
+        with parts.picture_server(size=(256, 256)) as pictures:
+            others = Started(ask_for_predictions, address, pictures)
+            ids = label_studio.add_tasks(*(f"{pictures}/task/{number}" for number in range(TASKS)))
             parts.wait_until(lambda: api.get("/health").json()["encoder"] == "ready")
             api.post("/setup", json={"project": str(PROJECT), "schema": CONFIG}).raise_for_status()
             store = Store.open(Settings.read(data_dir=folder).database)
             parts.wait_until(lambda: store.embeddings.count() >= TASKS)
-            measure(address, pictures, label_studio, ids, duration, _child_memory(parent.pid))
+            memory = memory_of_children(parent.pid)
+            before, most = memory(), memory()
+            until = time.time() + duration
+            for started in (annotators, others):
+                started.go(until)
+            for number, task_id in zip(count(), ids, strict=False):
+                # The labels that the webhooks tell of.
+                if time.time() > until - 1:
+                    break
+                label_studio.annotate(task_id, CHOICES[number % len(CHOICES)])
+                if number % ANNOTATORS == 0:
+                    most = {name: max(size, most[name]) for name, size in memory().items()}
+                time.sleep(1 / ANNOTATORS)
+            report(annotators.finish(), others.finish())
+            for name, size in most.items():
+                print(f"memory of {name}: {before[name]:.0f} MiB before, {size:.0f} MiB at most")
             parts.wait_until(lambda: learnt(store) == len(annotated(label_studio)))
             print(f"labels learnt: {learnt(store)} of {len(annotated(label_studio))}")
             store.close()
-        label_studio.close()
+    label_studio.close()
 
 
-def measure(
-    address: str,
-    pictures: str,
-    label_studio: FakeLabelStudio,
-    ids: Sequence[int],
-    duration: float,
-    memory: Callable[[], dict[str, float]],
-) -> None:
-    spawn = multiprocessing.get_context("spawn")
-    until = time.time() + duration
-    seen = []
-    started = []
-    for target, arguments in ((submit_and_look, ()), (ask_for_predictions, (pictures,))):
-        ours, theirs = spawn.Pipe(duplex=False)
-        process = spawn.Process(target=target, args=(address, until, theirs, *arguments))
-        process.start()
-        started.append((process, ours))
-    before, most = memory(), Counter[str]()
-    for number, task_id in zip(count(), ids, strict=False):
-        # The labels that the webhooks tell of.
-        if time.time() > until - 1:
-            break
-        label_studio.annotate(task_id, CHOICES[number % len(CHOICES)])
-        if number % ANNOTATORS == 0:
-            for name, size in memory().items():
-                most[name] = max(most[name], int(size))
-        time.sleep(1 / ANNOTATORS)
-    for process, ours in started:
-        seen.append(ours.recv())
-        process.join()
-    latencies, statuses = seen[0].seconds | seen[1].seconds, seen[0].statuses + seen[1].statuses
+def up(
+    folder: Path, port: int, label_studio: FakeLabelStudio
+) -> tuple[Sequence[str], Mapping[str, str]]:
+    """Return the command of a whole backend, and its environment."""
+    environment = {
+        "DATA_DIR": str(folder),
+        "HOST": "127.0.0.1",
+        "PORT": str(port),
+        "CLIP_MODEL": "tiny",
+        "LABEL_STUDIO_URL": label_studio.url,
+        "LABEL_STUDIO_API_KEY": label_studio.token,
+        "IMAGE_HOSTS": "127.0.0.1",
+        "LOG_LEVEL": "WARNING",
+    }
+    return [sys.executable, "-m", "backend.cli", "up"], environment
+
+
+def report(*seen: Seen) -> None:
     print(f"{'':12}{'answers':>9}{'p50 ms':>10}{'p99 ms':>10}")
-    for path, taken in latencies.items():
+    for path, taken in (item for one in seen for item in one.seconds.items()):
         p50, p99 = np.percentile(taken, (50, 99))
         goal = GOALS.get(path)
         told = f"  {parts.verdict(p99, goal, at_least=False)} s" if goal else ""
         print(f"{path:12}{len(taken):9}{p50 * 1000:10.1f}{p99 * 1000:10.1f}{told}")
-    print("statuses:", ", ".join(f"{path} {status}: {n}" for (path, status), n in statuses.items()))
-    for name, size in most.items():
-        print(f"memory of {name}: {before[name]:.0f} MiB before, {size} MiB at most")
+    for (path, status), number in sum((one.statuses for one in seen), Counter()).items():
+        print(f"{path} answered {status}: {number} times")
+
+
+class Started:
+    """A process of clients that waits to be told until when (Unix time) to ask."""
+
+    def __init__(self, target: Callable[..., None], *arguments: object) -> None:
+        spawn = multiprocessing.get_context("spawn")
+        self._ours, theirs = spawn.Pipe()
+        self._process = spawn.Process(target=target, args=(theirs, *arguments))
+        self._process.start()
+
+    def go(self, until: float) -> None:
+        self._ours.send(until)
+
+    def finish(self) -> Seen:
+        seen: Seen = self._ours.recv()
+        self._process.join()
+        return seen
 
 
 @dataclass
@@ -157,12 +166,12 @@ class Clients:
             self._threads.append(thread)
             thread.start()
 
-    def finish(self, report: Connection) -> None:
+    def finish(self, pipe: Connection) -> None:
         """Wait for all threads and tell what they saw."""
         for thread in self._threads:
             thread.join()
         self._client.close()
-        report.send(self.seen)
+        pipe.send(self.seen)
 
     def _ask(self, path: str, every: float, body: Callable[[], Any] | None, wait: float) -> None:
         time.sleep(wait)
@@ -182,17 +191,15 @@ class Clients:
             time.sleep(max(0.0, every - taken, refused_for))
 
 
-def submit_and_look(address: str, until: float, report: Connection) -> None:
-    os.nice(-OTHERS)
+def submit_and_look(pipe: Connection, address: str) -> None:
     event = {"action": "ANNOTATION_CREATED", "project": {"id": PROJECT}}
-    clients = Clients(address, until)
+    clients = Clients(address, pipe.recv())
     clients.start(ANNOTATORS, "/webhook", 1.0, lambda: event)
     clients.start(5, "/health", 0.5)
-    clients.finish(report)
+    clients.finish(pipe)
 
 
-def ask_for_predictions(address: str, until: float, report: Connection, pictures: str) -> None:
-    os.nice(OTHERS)
+def ask_for_predictions(pipe: Connection, address: str, pictures: str) -> None:
     numbers = count()
 
     def body() -> dict[str, object]:
@@ -202,9 +209,9 @@ def ask_for_predictions(address: str, until: float, report: Connection, pictures
         ]
         return {"tasks": tasks, "project": str(PROJECT), "label_config": CONFIG}
 
-    clients = Clients(address, until)
+    clients = Clients(address, pipe.recv())
     clients.start(CLIENTS, "/predict", 0.0, body)
-    clients.finish(report)
+    clients.finish(pipe)
 
 
 def annotated(label_studio: FakeLabelStudio) -> list[int]:
@@ -216,7 +223,7 @@ def learnt(store: Store) -> int:
     return 0 if version is None else version.annotations
 
 
-def _child_memory(parent: int) -> Callable[[], dict[str, float]]:
+def memory_of_children(parent: int) -> Callable[[], dict[str, float]]:
     """Return what reads the resident memory, in MiB, of the API and of the worker."""
 
     def read() -> dict[str, float]:
