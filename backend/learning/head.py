@@ -417,7 +417,7 @@ def _principal_axes(moments: Tensor) -> tuple[Tensor, Tensor]:
     """Return the eigenvalues [R] and eigenvectors [R, R], in columns, of second moments [R, R]."""
     try:
         values, axes = torch.linalg.eigh(moments)
-    except torch.linalg.LinAlgError:
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         # Of pictures that are nearly the same: LAPACK's divide and conquer sometimes gives up where
         # its slower QR iterations do not.
         found = eigh(moments.double().cpu().numpy(), driver="ev")
