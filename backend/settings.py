@@ -182,8 +182,8 @@ class Settings(BaseSettings):
         None,
         ge=1,
         le=511,
-        description="Threads of `THREADS` that may answer `/predict` at the same time, so that the "
-        "others are there for `/health` and `/webhook`; unset: a quarter of them",
+        description="Threads of `THREADS` that may be at `/predict`, at work or waiting for a "
+        "core, so that the others are there for `/health` and `/webhook`; unset: a quarter of them",
     )
     proxies: int = Field(
         0,

@@ -24,21 +24,34 @@ MEMORY_FOR_BODIES = 1024 * 1024 * 1024
 # An empty list or object, parsed, and its place in the list that holds it.
 _BYTES_A_VALUE = 64
 
+# Label Studio waits 100 s in all.
+LONGEST_WAIT = 50.0
+
 _PIECE = 1024 * 1024
 _RETRY_AFTER = 1.0
 
 
 class PredictSlots:
-    """So many requests for predictions at the same time; one more is refused at once."""
+    """So many requests for predictions in hand; one more is refused at once.
 
-    def __init__(self, count: int) -> None:
+    Of those in hand only `at_work` are worked on, and the others wait: as many as keep the cores
+    busy. More would predict no faster, and be in the way of every webhook.
+    """
+
+    def __init__(self, count: int, at_work: int) -> None:
         self._count = count
         self._free = threading.BoundedSemaphore(count)
+        self._working = threading.BoundedSemaphore(at_work)
 
     @contextmanager
     def take(self) -> Iterator[None]:
-        """Hold a slot; raises TooManyRequestsError where there is none."""
-        if not self._free.acquire(blocking=False):
+        """Hold a slot; raises TooManyRequestsError where there is none, or no turn for long."""
+        with self._taken(self._free, None), self._taken(self._working, LONGEST_WAIT):
+            yield
+
+    @contextmanager
+    def _taken(self, slots: threading.BoundedSemaphore, wait: float | None) -> Iterator[None]:
+        if not slots.acquire(blocking=wait is not None, timeout=wait):
             raise TooManyRequestsError(
                 f"{self._count} requests for predictions are being worked on: try again in a "
                 "moment, or raise PREDICT_THREADS",
@@ -47,7 +60,7 @@ class PredictSlots:
         try:
             yield
         finally:
-            self._free.release()
+            slots.release()
 
 
 class Bodies:

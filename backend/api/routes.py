@@ -12,6 +12,7 @@ from math import ceil
 
 import orjson
 from flask import Blueprint, Flask, Response, request
+from joblib import cpu_count
 from werkzeug.exceptions import HTTPException
 from werkzeug.middleware.proxy_fix import ProxyFix
 
@@ -94,7 +95,7 @@ def create_app(services: ApiServices) -> Flask:
     metrics = Metrics(services.store, services.encoder)
     metrics.observe(app)
     bounds = _Bounds(
-        PredictSlots(settings.predictions_at_once),
+        PredictSlots(settings.predictions_at_once, at_work=max(1, cpu_count() // 2)),
         Bodies(),
         passwords=FailedLogins(services.clock),
         secrets=FailedLogins(services.clock),
@@ -208,7 +209,7 @@ def _protocol(services: ApiServices, metrics: Metrics, bounds: _Bounds) -> Bluep
             project.label_config,
         )
         wanted = wanted_after(body.action, learning.retrain_delay, config_changed=config_changed)
-        store.note_webhook(project_id, wanted)
+        store.webhooks.note(project_id, wanted)
         log.info("webhook project=%d action=%s", project_id, body.action)
         return _answer({"status": "ok"}, HTTPStatus.CREATED)
 

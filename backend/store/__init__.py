@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from backend.store.embeddings import Embeddings
 from backend.store.projects import Projects
-from backend.store.requests import Kind, Request, Requests
+from backend.store.requests import Requests
 from backend.store.schema import Database
 from backend.store.tasks import Tasks
 from backend.store.usage import Usage
 from backend.store.versions import Versions
+from backend.store.webhooks import Webhooks
 
 
 @dataclass(frozen=True)
@@ -26,30 +25,23 @@ class Store:
     versions: Versions
     requests: Requests
     usage: Usage
+    webhooks: Webhooks
 
     @classmethod
     def open(cls, url: str) -> Store:
         """Open a database, and upgrade it where an older release made it."""
         database = Database(url)
+        projects, requests = Projects(database), Requests(database)
         return cls(
             database,
-            Projects(database),
+            projects,
             Tasks(database),
             Embeddings(database),
             Versions(database),
-            Requests(database),
+            requests,
             Usage(database),
+            Webhooks(database, projects, requests),
         )
-
-    def note_webhook(self, project_id: int, wanted: Mapping[Kind, float]) -> None:
-        """Keep that a webhook came, and what it asks for in how many seconds, in one transaction.
-
-        An annotator waits for it.
-        """
-        with self.database.write() as connection:
-            for kind, delay in wanted.items():
-                self.requests.add_all([Request(project_id, kind)], delay=delay, within=connection)
-            self.projects.update(project_id, within=connection, webhook_at=time.time())
 
     def forget(self, project_id: int) -> None:
         """Drop everything about a project but its embeddings, which others may share."""

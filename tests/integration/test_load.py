@@ -106,29 +106,26 @@ def test_while_all_slots_are_taken_one_more_is_refused_and_the_rest_goes_on(
     port: int, slow_pictures: SlowPictures
 ) -> None:
     url = f"http://127.0.0.1:{port}"
-    with ThreadPoolExecutor(SLOTS) as clients:
-        working = [
+    with ThreadPoolExecutor(SLOTS + 3) as clients:
+        asked = [
             clients.submit(predict, port, f"{slow_pictures.url}/{number}")
-            for number in range(SLOTS)
+            for number in range(SLOTS + 3)
         ]
-        wait_until(
-            lambda: slow_pictures.asked == SLOTS or any(each.done() for each in working),
-            "all slots are taken",
-        )
+        wait_until(lambda: sum(each.done() for each in asked) == 3, "what is too much is refused")
         try:
-            refused = [predict(port, data_uri("red")) for _ in range(3)]
             health = httpx.get(f"{url}/health", timeout=PATIENCE)
             webhook = httpx.post(
                 f"{url}/webhook",
                 json={"action": "ANNOTATION_CREATED", "project": {"id": 7}},
                 timeout=PATIENCE,
             )
-            still_working = [not each.done() for each in working]
+            refused = [each.result() for each in asked if each.done()]
+            taken = [each for each in asked if not each.done()]
         finally:
             slow_pictures.go_on.set()
-        answers = [each.result() for each in working]
+        answers = [each.result() for each in taken]
 
-    assert all(still_working)
+    assert len(taken) == SLOTS
     assert health.status_code == 200
     assert webhook.status_code == 201
     for answer in refused:
