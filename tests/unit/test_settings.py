@@ -120,6 +120,79 @@ def test_an_empty_variable_is_an_unset_one(monkeypatch: pytest.MonkeyPatch) -> N
     assert Settings.read().port == 9090
 
 
+# Secret files
+
+
+@pytest.fixture
+def secret_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SECRETS_DIR", str(tmp_path))
+    return tmp_path
+
+
+def test_every_setting_can_be_a_file(secret_files: Path) -> None:
+    values = {
+        "label_studio_api_key": SECRET,
+        "webhook_secret": SECRET,
+        "basic_auth_user": "me",
+        "basic_auth_pass": SECRET,
+        "database_url": f"postgresql+psycopg://me:{SECRET}@db/clip",
+        "redis_url": f"rediss://:{SECRET}@queue:6379/0",
+        "port": "9191",
+    }
+    for name, value in values.items():
+        (secret_files / name).write_text(f"{value}\n")
+
+    settings = Settings.read()
+
+    assert settings == Settings(secrets_dir=secret_files, **values)  # type: ignore[arg-type]
+    assert settings.database == values["database_url"]
+    assert settings.redis == values["redis_url"]
+    assert SECRET not in repr(settings.label_studio_api_key)
+
+
+def test_the_environment_wins_over_a_file_and_an_empty_variable_does_not(
+    secret_files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("database_url", "redis_url"):
+        (secret_files / name).write_text("of-the-file")
+    monkeypatch.setenv("DATABASE_URL", "of-the-environment")
+    monkeypatch.setenv("REDIS_URL", "")
+
+    assert Settings.read().database == "of-the-environment"
+    assert Settings.read().redis == "of-the-file"
+
+
+def test_an_empty_file_is_an_unset_variable(secret_files: Path) -> None:
+    for name in ("basic_auth_user", "basic_auth_pass", "redis_url"):
+        (secret_files / name).write_text("\n")
+
+    settings = Settings.read()
+
+    assert not settings.requires_auth
+    assert settings.redis_url is None
+
+
+def test_a_wrong_value_in_a_file_names_the_variable_and_stays_secret(secret_files: Path) -> None:
+    (secret_files / "port").write_text(SECRET)
+
+    with pytest.raises(SettingsError, match=r"^PORT: ") as caught:
+        Settings.read()
+    assert SECRET not in str(caught.value)
+
+
+def test_a_folder_of_secrets_that_is_missing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert the_error(monkeypatch, SECRETS_DIR="/no/such/folder") == (
+        "SECRETS_DIR: /no/such/folder is not a folder"
+    )
+
+
+def test_a_file_that_is_no_text_is_one_line(secret_files: Path) -> None:
+    (secret_files / "webhook_secret").write_bytes(b"\xff\xfe")
+
+    with pytest.raises(SettingsError, match=r"^SECRETS_DIR: a file cannot be read .*"):
+        Settings.read()
+
+
 def test_addresses_lose_their_last_slash(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LABEL_STUDIO_URL", "http://localhost:8080/label/")
 
