@@ -3,6 +3,8 @@
 # Studio and for the backend.
 set -eu
 
+SECRETS_DIR=${SECRETS_DIR:-/run/secrets}
+
 create() {
     psql --set=ON_ERROR_STOP=1 --username="$POSTGRES_USER" --dbname="$POSTGRES_DB" \
         --set=name="$1" --set=password="$(cat "$2")" <<'SQL'
@@ -11,5 +13,5 @@ CREATE DATABASE :"name" OWNER :"name";
 SQL
 }
 
-create label_studio /run/secrets/label_studio_database_password
-create clip /run/secrets/clip_database_password
+create label_studio "$SECRETS_DIR/label_studio_database_password"
+create clip "$SECRETS_DIR/clip_database_password"
