@@ -13,7 +13,9 @@ WORKDIR /build
 
 # What has no wheel is compiled here; the compiler stays behind.
 # hadolint ignore=DL3008
-RUN apt-get update && apt-get install --yes --no-install-recommends build-essential
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends build-essential \
+    && rm -rf /var/lib/apt/lists/*
 
 RUN python -m venv /opt/clip-backend
 ENV PATH=/opt/clip-backend/bin:$PATH

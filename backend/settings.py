@@ -17,6 +17,7 @@ from pydantic_settings import (
     SecretsSettingsSource,
     SettingsConfigDict,
 )
+from pydantic_settings import SettingsError as UnreadableSettingsError
 
 from backend.addresses import AllowedHosts
 from backend.errors import RequestError, SettingsError
@@ -289,8 +290,8 @@ class Settings(BaseSettings):
             settings = cls(**overrides)
         except ValidationError as error:
             raise SettingsError(_first_problem(error, upper=True)) from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise SettingsError(f"SECRETS_DIR: a file cannot be read ({error})") from None
+        except UnreadableSettingsError as error:
+            raise SettingsError(f"SECRETS_DIR: {error} ({error.__cause__})") from None
         if (settings.basic_auth_user is None) != (settings.basic_auth_pass is None):
             raise SettingsError("Set both BASIC_AUTH_USER and BASIC_AUTH_PASS, or neither")
         if settings.predictions_at_once >= settings.threads:
