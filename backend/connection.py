@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 from rich.console import Console
 from rich.progress import Progress
@@ -57,9 +56,8 @@ class Connection:
         """Return what differs in Label Studio from a connected project.
 
         Raises LabelingConfigError where the project has nothing to predict, SettingsError where
-        it is connected under another address, or Label Studio would send no webhook to this one.
+        it is connected under another address.
         """
-        _check_host(backend_url)
         remote = self._client.project(self._project_id)
         config = parse_labeling_config(remote.label_config)
         if not config.controls:
@@ -303,17 +301,6 @@ class Connection:
             waiting.running for waiting in self._store.requests.waiting(self._project_id)
         ):
             time.sleep(0.1)
-
-
-def _check_host(backend_url: str) -> None:
-    # Django's URLValidator: Label Studio adds such a backend, and no webhook, without a word.
-    host = urlsplit(backend_url).hostname or ""
-    if host != "localhost" and "." not in host and ":" not in host:
-        raise SettingsError(
-            f"Label Studio sends no webhook to a host name without a dot, such as {host!r}: give "
-            "the backend a name such as clip-backend.internal in Label Studio's network (an "
-            "alias in compose, SERVICE.NAMESPACE.svc in Kubernetes), or its address"
-        )
 
 
 def _with_url(items: list[dict[str, Any]], url: str) -> dict[str, Any] | None:

@@ -245,6 +245,19 @@ class Settings(BaseSettings):
             raise ValueError("must not contain credentials; use LABEL_STUDIO_API_KEY")
         return value.rstrip("/")
 
+    @field_validator("backend_url")
+    @classmethod
+    def _gets_webhooks(cls, value: str | None) -> str | None:
+        # Django's URLValidator: Label Studio adds such a backend, and no webhook, without a word.
+        host = (urlsplit(value).hostname if value is not None else None) or "localhost"
+        if host != "localhost" and "." not in host and ":" not in host:
+            raise ValueError(
+                f"Label Studio sends no webhook to a host name without a dot, such as {host}: "
+                "give the backend an alias such as clip-backend.internal in Label Studio's network "
+                "(in Kubernetes it has SERVICE.NAMESPACE.svc)"
+            )
+        return value
+
     @field_validator("image_hosts")
     @classmethod
     def _is_list_of_hosts(cls, value: str) -> str:

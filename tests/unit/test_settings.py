@@ -29,6 +29,7 @@ def the_error(monkeypatch: pytest.MonkeyPatch, **environment: str) -> str:
         ("LABEL_STUDIO_URL", "http://localhost:port"),
         ("LABEL_STUDIO_URL", "http://[::1"),
         ("BACKEND_URL", "//backend:9090"),
+        ("BACKEND_URL", "http://backend:9090"),
         ("PRECISION", "int4"),
         ("LOG_LEVEL", "chatty"),
         ("QUERY_STRATEGY", "astrology"),
@@ -59,6 +60,17 @@ def test_a_wrong_value_is_one_line_that_names_the_variable(
 
     assert error.startswith(f"{name}: ")
     assert "\n" not in error
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost", "127.0.0.1", "[::1]", "backend.internal", "clip-backend.tools.svc"]
+)
+def test_label_studio_sends_webhooks_to_localhost_addresses_and_names_with_a_dot(
+    monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    monkeypatch.setenv("BACKEND_URL", f"http://{host}:9090")
+
+    assert Settings.read().backend_url == f"http://{host}:9090"
 
 
 def test_credentials_in_an_address_are_refused_and_not_repeated(
@@ -200,9 +212,10 @@ def test_addresses_lose_their_last_slash(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_the_command_line_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BACKEND_URL", "http://environment:9090")
+    monkeypatch.setenv("BACKEND_URL", "http://environment.internal:9090")
 
-    assert Settings.read(backend_url="http://option:9090").backend_url == "http://option:9090"
+    option = "http://option.internal:9090"
+    assert Settings.read(backend_url=option).backend_url == option
 
 
 def test_the_data_folder_holds_database_and_socket_unless_they_are_elsewhere(
