@@ -70,7 +70,8 @@ class Stack:
             environment |= {"HOST": "127.0.0.1", "PORT": str(self._ports["api"])}
         if service == "label-studio":
             environment |= {
-                "POSTGRE_HOST": self._socket,
+                # The PostgreSQL that pip installs lacks an extension that Label Studio needs.
+                "DJANGO_DB": "sqlite",
                 "LABEL_STUDIO_HOST": "",
                 "LABEL_STUDIO_BASE_DATA_DIR": str(self._folder / "label-studio"),
                 # It speaks to nobody else.
