@@ -11,13 +11,22 @@ from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SecretsSettingsSource,
+    SettingsConfigDict,
+)
+from pydantic_settings import SettingsError as UnreadableSettingsError
 
 from backend.addresses import AllowedHosts
 from backend.errors import RequestError, SettingsError
 
 # The longest path that a Unix socket can have is 107 bytes on Linux and 103 on macOS.
 LONGEST_SOCKET_PATH = 100
+
+# Where Docker and Podman put the files of a container's secrets.
+SECRETS_DIR = Path("/run/secrets")
 
 
 class QueryStrategy(str, Enum):
@@ -91,8 +100,15 @@ def parse_extra_params(extra_params: object) -> dict[str, Any]:
     return parsed.model_dump(mode="json", exclude_unset=True)
 
 
+class _SecretFiles(SecretsSettingsSource):
+    """Settings in files; an empty file is an unset variable, as an empty variable is."""
+
+    def __call__(self) -> dict[str, Any]:
+        return {name: value for name, value in super().__call__().items() if value}
+
+
 class Settings(BaseSettings):
-    """What the environment says; `Settings.read()` turns its errors into sentences."""
+    """What environment and secret files say; `read()` turns their errors into sentences."""
 
     model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore", frozen=True)
 
@@ -136,6 +152,11 @@ class Settings(BaseSettings):
     )
     data_dir: Path = Field(
         Path("data"), description="Folder of the SQLite file and the embedded Redis's socket"
+    )
+    secrets_dir: Path = Field(
+        SECRETS_DIR,
+        description="Folder of files that each hold the value of one of these variables and have "
+        "its name in lower case, such as `basic_auth_pass`; the environment comes first",
     )
     basic_auth_user: str | None = Field(
         None, description="With `BASIC_AUTH_PASS`: asked of every request but `/` and `/health`"
@@ -224,6 +245,19 @@ class Settings(BaseSettings):
             raise ValueError("must not contain credentials; use LABEL_STUDIO_API_KEY")
         return value.rstrip("/")
 
+    @field_validator("backend_url")
+    @classmethod
+    def _gets_webhooks(cls, value: str | None) -> str | None:
+        # Django's URLValidator: Label Studio adds such a backend, and no webhook, without a word.
+        host = (urlsplit(value).hostname if value is not None else None) or "localhost"
+        if host != "localhost" and "." not in host and ":" not in host:
+            raise ValueError(
+                f"Label Studio sends no webhook to a host name without a dot, such as {host}: "
+                "give the backend an alias such as clip-backend.internal in Label Studio's network "
+                "(in Kubernetes it has SERVICE.NAMESPACE.svc)"
+            )
+        return value
+
     @field_validator("image_hosts")
     @classmethod
     def _is_list_of_hosts(cls, value: str) -> str:
@@ -245,8 +279,23 @@ class Settings(BaseSettings):
         return value.upper()
 
     @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - given by pydantic
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Return where settings come from, the first wins."""
+        folder = _folder_of_secrets()
+        if folder is None:
+            return init_settings, env_settings
+        return init_settings, env_settings, _SecretFiles(settings_cls, folder)
+
+    @classmethod
     def read(cls, **overrides: Any) -> Settings:
-        """Read the environment; `overrides` come from a command line.
+        """Read environment and secret files; `overrides` come from a command line.
 
         Raises SettingsError that names the first wrong variable.
         """
@@ -254,6 +303,8 @@ class Settings(BaseSettings):
             settings = cls(**overrides)
         except ValidationError as error:
             raise SettingsError(_first_problem(error, upper=True)) from None
+        except UnreadableSettingsError as error:
+            raise SettingsError(f"SECRETS_DIR: {error} ({error.__cause__})") from None
         if (settings.basic_auth_user is None) != (settings.basic_auth_pass is None):
             raise SettingsError("Set both BASIC_AUTH_USER and BASIC_AUTH_PASS, or neither")
         if settings.predictions_at_once >= settings.threads:
@@ -319,6 +370,16 @@ class Settings(BaseSettings):
                 "Account & Settings > Access Token"
             )
         return self.label_studio_url, self.label_studio_api_key.get_secret_value()
+
+
+def _folder_of_secrets() -> Path | None:
+    named = os.environ.get("SECRETS_DIR")
+    folder = Path(named) if named else SECRETS_DIR
+    if folder.is_dir():
+        return folder
+    if named:
+        raise SettingsError(f"SECRETS_DIR: {folder} is not a folder")
+    return None
 
 
 def _first_problem(error: ValidationError, *, upper: bool = False) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,38 +15,46 @@ from backend.cli.app import (
 )
 from backend.errors import SettingsError
 
+if TYPE_CHECKING:
+    from backend.settings import Settings
+
+BackendUrlOption = Annotated[
+    str | None,
+    typer.Option(
+        "--backend-url", help="This backend as seen from Label Studio; default: BACKEND_URL."
+    ),
+]
+
 
 @app.command()
 def connect(
     project: ProjectOption,
-    backend_url: Annotated[
-        str | None,
-        typer.Option(help="This backend as seen from Label Studio; default: BACKEND_URL."),
-    ] = None,
+    backend_url: BackendUrlOption = None,
     dry_run: Annotated[bool, typer.Option(help="Only show what would change.")] = False,
 ) -> None:
     """Connect a project: ML backend, webhook, queue and view; then predict every task."""
-    from backend import assembly
-    from backend.connection import Connection
-    from backend.progress import follow
+    _connect(*_read_settings_and_url(backend_url), project, dry_run=dry_run)
 
-    settings = read_settings(**({"backend_url": backend_url} if backend_url else {}))
-    if settings.backend_url is None:
-        raise SettingsError(
-            "Say where Label Studio finds this backend: --backend-url or BACKEND_URL, "
-            f"such as http://localhost:{settings.port}"
-        )
-    store = open_store(settings)
-    connection = Connection(store, assembly.label_studio(settings), settings, project)
-    changes = connection.plan(settings.backend_url)
-    for change in changes:
-        typer.echo(f"{'would change' if dry_run else 'change'}  {change.description}")
-    if not changes:
-        typer.echo(f"project {project} is connected as it should be")
-    if dry_run:
+
+@app.command()
+def example(
+    backend_url: BackendUrlOption = None,
+    if_empty: Annotated[
+        bool, typer.Option(help="Only add it to a Label Studio that has no project yet.")
+    ] = False,
+) -> None:
+    """Add a project of drawn pictures to Label Studio, and connect it."""
+    from rich.console import Console
+
+    from backend.demo.example import TITLE, add_example_project
+
+    settings, ours = _read_settings_and_url(backend_url)
+    theirs, token = settings.label_studio()
+    project = add_example_project(theirs, token, Console(stderr=True), if_empty=if_empty)
+    if project is None:
+        typer.echo(f"Label Studio has projects, and none is {TITLE!r}: nothing is added")
         return
-    connection.connect(settings.backend_url, changes)
-    follow(store, settings, project)
+    _connect(settings, ours, project, dry_run=False)
 
 
 @app.command()
@@ -90,6 +98,34 @@ def review(
         project,
         limit=limit,
     )
+
+
+def _read_settings_and_url(backend_url: str | None) -> tuple[Settings, str]:
+    settings = read_settings(**({"backend_url": backend_url} if backend_url else {}))
+    if settings.backend_url is None:
+        raise SettingsError(
+            "Say where Label Studio finds this backend: --backend-url or BACKEND_URL, "
+            f"such as http://localhost:{settings.port}"
+        )
+    return settings, settings.backend_url
+
+
+def _connect(settings: Settings, backend_url: str, project: int, *, dry_run: bool) -> None:
+    from backend import assembly
+    from backend.connection import Connection
+    from backend.progress import follow
+
+    store = open_store(settings)
+    connection = Connection(store, assembly.label_studio(settings), settings, project)
+    changes = connection.plan(backend_url)
+    for change in changes:
+        typer.echo(f"{'would change' if dry_run else 'change'}  {change.description}")
+    if not changes:
+        typer.echo(f"project {project} is connected as it should be")
+    if dry_run:
+        return
+    connection.connect(backend_url, changes)
+    follow(store, settings, project)
 
 
 def _request(project: int, kind: str) -> None:

@@ -59,6 +59,16 @@ def worker() -> None:
 
 
 @app.command()
+def download() -> None:
+    """Fetch the weights of CLIP_MODEL, so that API and worker need no network for them."""
+    from backend.clip.encoder import download_weights
+
+    settings = read_settings()
+    weights = download_weights(settings.clip_model, settings.clip_pretrained)
+    typer.echo(f"The weights of {settings.clip_model} are in {weights}")
+
+
+@app.command()
 def doctor(
     project: Annotated[
         list[int] | None, typer.Option(help="Check this project; default: all connected ones.")

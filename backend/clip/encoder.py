@@ -230,13 +230,7 @@ def load_encoder(name: str, pretrained: str | None, device: str, precision: str)
 
     from backend.clip.preprocessing import Preprocessing
 
-    pretrained = _resolve(name, pretrained)
-    known = open_clip.list_pretrained_tags_by_model(name)
-    if pretrained not in known and not Path(pretrained).is_file():
-        raise EncoderError(
-            f"CLIP_PRETRAINED: {pretrained!r} is neither a file nor weights known for {name} "
-            f"({', '.join(known) or 'none are'})"
-        )
+    pretrained = _find_weights(name, pretrained)
     torch_device = find_device(device)
     torch_precision = find_precision(precision, torch_device)
     try:
@@ -246,8 +240,8 @@ def load_encoder(name: str, pretrained: str | None, device: str, precision: str)
         log.debug("loading failed", exc_info=True)
         raise EncoderError(
             f"The weights {pretrained!r} of {name} cannot be had ({type(error).__name__}): "
-            "download them on a machine with network and set CLIP_PRETRAINED to the file, "
-            "or set CLIP_MODEL=tiny to try things out"
+            "run `clip-backend download` where there is a network, set CLIP_PRETRAINED to a file "
+            "of them, or set CLIP_MODEL=tiny to try things out"
         ) from None
     return Encoder(
         model,
@@ -257,6 +251,21 @@ def load_encoder(name: str, pretrained: str | None, device: str, precision: str)
         device=torch_device,
         precision=torch_precision,
     )
+
+
+def download_weights(name: str, pretrained: str | None) -> Path:
+    """Fetch what `load_encoder` needs for these names and lacks; return the file of the weights.
+
+    Raises EncoderError where it cannot be had.
+    """
+    import open_clip
+
+    # Text towers and tokenizers have files of their own, which are fetched when they are loaded.
+    load_encoder(name, pretrained, "cpu", "float32")
+    weights = _find_weights(name, pretrained)
+    if Path(weights).is_file():
+        return Path(weights)
+    return Path(open_clip.download_pretrained(open_clip.get_pretrained_cfg(name, weights)))
 
 
 def restore_encoder(
@@ -318,6 +327,20 @@ def _resolve(name: str, pretrained: str | None) -> str:
     pretrained = pretrained or DEFAULT_PRETRAINED.get(name)
     if pretrained is None:
         raise EncoderError(f"CLIP_PRETRAINED is not set: name the weights of {name}")
+    return pretrained
+
+
+def _find_weights(name: str, pretrained: str | None) -> str:
+    """Return a tag that open_clip knows or a file; raises EncoderError where it is neither."""
+    import open_clip
+
+    pretrained = _resolve(name, pretrained)
+    known = open_clip.list_pretrained_tags_by_model(name)
+    if pretrained not in known and not Path(pretrained).is_file():
+        raise EncoderError(
+            f"CLIP_PRETRAINED: {pretrained!r} is neither a file nor weights known for {name} "
+            f"({', '.join(known) or 'none are'})"
+        )
     return pretrained
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from io import BytesIO
+from itertools import count
 from typing import Any
 
 import httpx
@@ -19,6 +20,8 @@ CONTROL = "choice"
 
 # Label Studio takes at most a hundred files in one request.
 UPLOAD_BATCH = 50
+
+_PROJECTS_A_PAGE = 100
 
 # It puts a random prefix before the name of an uploaded file.
 _UPLOADED = re.compile(r"/[0-9a-f]{8}-([^/]+)$")
@@ -117,6 +120,19 @@ def create_project(url: str, token: str, title: str, label_config: str) -> int:
             client, "POST", "/api/projects", json={"title": title, "label_config": label_config}
         )
     return int(body["id"])
+
+
+def project_titles(url: str, token: str) -> dict[int, str]:
+    """Return the title of each project that the token's user sees, by id."""
+    titles: dict[int, str] = {}
+    query = {"include": "id,title", "page_size": _PROJECTS_A_PAGE}
+    with _client(url, token) as client:
+        for page in count(1):
+            body = _call(client, "GET", "/api/projects", params={**query, "page": page})
+            titles |= {item["id"]: item["title"] for item in body["results"]}
+            if body["next"] is None:
+                break
+    return titles
 
 
 def label_config(choices: Sequence[str]) -> str:

@@ -17,19 +17,13 @@ from typing import Any
 
 import httpx
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from backend.demo.annotator import Annotator, annotate_and_measure
+from backend.demo.example import PICTURES, draw, upload_missing
 from backend.demo.label_studio import LabelStudioServer
-from backend.demo.pictures import CHOICES, collection
+from backend.demo.pictures import CHOICES
 from backend.demo.processes import ChildProcess, free_port
-from backend.demo.project import (
-    UPLOAD_BATCH,
-    AnnotatedProject,
-    create_project,
-    label_config,
-    picture_name,
-)
+from backend.demo.project import AnnotatedProject, create_project, label_config
 from backend.errors import ClipBackendError, LabelStudioError, SettingsError
 from backend.labelstudio.client import LabelStudio
 from backend.processes import end_with_parent
@@ -38,7 +32,6 @@ from backend.store import Store
 
 TITLE = "CLIP demo"
 
-_SEED = 2024
 _USER = "demo"
 _LABEL_STUDIO_PORT = 8080
 _BACKEND_PORT = 9090
@@ -67,7 +60,7 @@ class _Kept:
         return value
 
 
-def run_demo(*, label_studio: Path, folder: Path, auto: bool, pictures: int = 300) -> int:
+def run_demo(*, label_studio: Path, folder: Path, auto: bool, pictures: int = PICTURES) -> int:
     """Start everything in `folder`, and stop it with Ctrl-C; return an exit code.
 
     With `auto` the pictures are annotated by program, and the code is 0 if that raised accuracy.
@@ -194,31 +187,9 @@ class _Demo:
         return AnnotatedProject(self._server.url, self._server.token, created)
 
     def _upload(self, count: int) -> None:
-        # The names tell nothing: what is in a picture stays with us.
-        drawn = [
-            (f"picture-{number:04d}.jpg", choice, image)
-            for number, (choice, image) in enumerate(collection(count, _SEED))
-        ]
+        drawn = draw(count)
         self._truth = {name: choice for name, choice, _ in drawn}
-        present = {
-            picture_name(task.data)
-            for page in self._client.tasks(self._project.id)
-            for task in page
-        }
-        missing = [(name, image) for name, _, image in drawn if name not in present]
-        if not missing:
-            return
-        with Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            console=self._console,
-        ) as bar:
-            shown = bar.add_task("uploading pictures", total=len(missing))
-            for start in range(0, len(missing), UPLOAD_BATCH):
-                batch = missing[start : start + UPLOAD_BATCH]
-                self._project.upload(batch)
-                bar.advance(shown, len(batch))
+        upload_missing(self._client, self._project, drawn, self._console)
 
     def _backend_port(self) -> int:
         kept: int | None = self._kept.get("backend_port")

@@ -20,6 +20,9 @@ metadata = sa.MetaData()
 # What the tables below are; `migrations/versions/` has how to come to it.
 REVISION = "0002"
 
+# The name of PostgreSQL's lock around an upgrade: "clip".
+_UPGRADE_LOCK = 0x636C6970
+
 # Seconds that SQLite waits for another's write to end; `?timeout=` in the URL says otherwise.
 _SQLITE_TIMEOUT = "30"
 
@@ -227,8 +230,9 @@ class Database:
 
         with self.write() as connection:
             if connection.dialect.name == "postgresql":
-                # Processes that start together must not upgrade twice.
-                connection.execute(sa.text("SELECT pg_advisory_xact_lock(0x636c6970)"))
+                # Processes that start together must not upgrade twice. A hexadecimal literal in
+                # SQL itself needs PostgreSQL 16.
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_UPGRADE_LOCK)))
             upgrade(connection)
 
 

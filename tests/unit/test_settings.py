@@ -29,6 +29,7 @@ def the_error(monkeypatch: pytest.MonkeyPatch, **environment: str) -> str:
         ("LABEL_STUDIO_URL", "http://localhost:port"),
         ("LABEL_STUDIO_URL", "http://[::1"),
         ("BACKEND_URL", "//backend:9090"),
+        ("BACKEND_URL", "http://backend:9090"),
         ("PRECISION", "int4"),
         ("LOG_LEVEL", "chatty"),
         ("QUERY_STRATEGY", "astrology"),
@@ -59,6 +60,17 @@ def test_a_wrong_value_is_one_line_that_names_the_variable(
 
     assert error.startswith(f"{name}: ")
     assert "\n" not in error
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost", "127.0.0.1", "[::1]", "backend.internal", "clip-backend.tools.svc"]
+)
+def test_label_studio_sends_webhooks_to_localhost_addresses_and_names_with_a_dot(
+    monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    monkeypatch.setenv("BACKEND_URL", f"http://{host}:9090")
+
+    assert Settings.read().backend_url == f"http://{host}:9090"
 
 
 def test_credentials_in_an_address_are_refused_and_not_repeated(
@@ -120,6 +132,79 @@ def test_an_empty_variable_is_an_unset_one(monkeypatch: pytest.MonkeyPatch) -> N
     assert Settings.read().port == 9090
 
 
+# Secret files
+
+
+@pytest.fixture
+def secret_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SECRETS_DIR", str(tmp_path))
+    return tmp_path
+
+
+def test_every_setting_can_be_a_file(secret_files: Path) -> None:
+    values = {
+        "label_studio_api_key": SECRET,
+        "webhook_secret": SECRET,
+        "basic_auth_user": "me",
+        "basic_auth_pass": SECRET,
+        "database_url": f"postgresql+psycopg://me:{SECRET}@db/clip",
+        "redis_url": f"rediss://:{SECRET}@queue:6379/0",
+        "port": "9191",
+    }
+    for name, value in values.items():
+        (secret_files / name).write_text(f"{value}\n")
+
+    settings = Settings.read()
+
+    assert settings == Settings(secrets_dir=secret_files, **values)  # type: ignore[arg-type]
+    assert settings.database == values["database_url"]
+    assert settings.redis == values["redis_url"]
+    assert SECRET not in repr(settings.label_studio_api_key)
+
+
+def test_the_environment_wins_over_a_file_and_an_empty_variable_does_not(
+    secret_files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("database_url", "redis_url"):
+        (secret_files / name).write_text("of-the-file")
+    monkeypatch.setenv("DATABASE_URL", "of-the-environment")
+    monkeypatch.setenv("REDIS_URL", "")
+
+    assert Settings.read().database == "of-the-environment"
+    assert Settings.read().redis == "of-the-file"
+
+
+def test_an_empty_file_is_an_unset_variable(secret_files: Path) -> None:
+    for name in ("basic_auth_user", "basic_auth_pass", "redis_url"):
+        (secret_files / name).write_text("\n")
+
+    settings = Settings.read()
+
+    assert not settings.requires_auth
+    assert settings.redis_url is None
+
+
+def test_a_wrong_value_in_a_file_names_the_variable_and_stays_secret(secret_files: Path) -> None:
+    (secret_files / "port").write_text(SECRET)
+
+    with pytest.raises(SettingsError, match=r"^PORT: ") as caught:
+        Settings.read()
+    assert SECRET not in str(caught.value)
+
+
+def test_a_folder_of_secrets_that_is_missing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert the_error(monkeypatch, SECRETS_DIR="/no/such/folder") == (
+        "SECRETS_DIR: /no/such/folder is not a folder"
+    )
+
+
+def test_a_file_that_cannot_be_read_is_one_line(secret_files: Path) -> None:
+    (secret_files / "webhook_secret").write_bytes(b"\xff\xfe")
+
+    with pytest.raises(SettingsError, match=r"^SECRETS_DIR: .*webhook_secret.*$"):
+        Settings.read()
+
+
 def test_addresses_lose_their_last_slash(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LABEL_STUDIO_URL", "http://localhost:8080/label/")
 
@@ -127,9 +212,10 @@ def test_addresses_lose_their_last_slash(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_the_command_line_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BACKEND_URL", "http://environment:9090")
+    monkeypatch.setenv("BACKEND_URL", "http://environment.internal:9090")
 
-    assert Settings.read(backend_url="http://option:9090").backend_url == "http://option:9090"
+    option = "http://option.internal:9090"
+    assert Settings.read(backend_url=option).backend_url == option
 
 
 def test_the_data_folder_holds_database_and_socket_unless_they_are_elsewhere(
