@@ -4,16 +4,29 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from backend import __version__
 from backend.addresses import AllowedHosts
 from backend.labelstudio.client import LabelStudio
 from backend.labelstudio.decoding import ImageLimits
 from backend.labelstudio.images import ImageFetcher
+from backend.telemetry import report_to_sentry
 
 if TYPE_CHECKING:
     from backend.clip.encoder import Encoder
     from backend.settings import Settings
 
 _ATTEMPTS = 3
+
+
+def report_errors(settings: Settings, service: str) -> None:
+    """Have errors sent to Sentry, where it is set up; raises SettingsError where it cannot be."""
+    if settings.sentry_dsn is not None:
+        report_to_sentry(
+            settings.sentry_dsn.get_secret_value(),
+            release=f"clip-backend@{__version__}",
+            service=service,
+            secrets=settings.secrets,
+        )
 
 
 def label_studio(settings: Settings) -> LabelStudio:

@@ -25,6 +25,8 @@ Each message says what is wrong and what to do. Anything else that is raised is 
 
 from __future__ import annotations
 
+from enum import Enum
+
 # What a process returns when only a person can mend it (sysexits.h, EX_CONFIG).
 NOT_CONFIGURED = 78
 
@@ -85,22 +87,39 @@ class TaskError(ClipBackendError):
     status = 400
 
 
+class ImageFault(str, Enum):
+    """Why a picture cannot be had, in a few words that can be counted."""
+
+    SOURCE = "source"  # the task names nothing that can be fetched
+    HOST = "host"  # IMAGE_HOSTS does not allow it
+    UNREACHABLE = "unreachable"
+    TIMEOUT = "timeout"
+    REFUSED = "refused"  # 401 or 403
+    MISSING = "missing"  # 404 or 410
+    ANSWER = "answer"  # any other answer that is no picture's
+    TOO_LARGE = "too_large"
+    BROKEN = "broken"  # what came is no picture
+
+
 class ImageError(TaskError):
     """A task's picture cannot be fetched or decoded.
 
     `permanent` tells a picture that is broken or gone from a fetch that may succeed later.
     """
 
-    def __init__(self, message: str, *, permanent: bool = True) -> None:
+    def __init__(
+        self, message: str, *, permanent: bool = True, fault: ImageFault = ImageFault.BROKEN
+    ) -> None:
         super().__init__(message)
         self.permanent = permanent
+        self.fault = fault
 
 
 class ImageHostError(ImageError):
     """IMAGE_HOSTS does not allow the host of a task's picture; a changed setting mends that."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(message, permanent=False)
+        super().__init__(message, permanent=False, fault=ImageFault.HOST)
 
 
 class LabelStudioError(ClipBackendError):

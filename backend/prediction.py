@@ -15,6 +15,7 @@ import numpy as np
 
 from backend.clip.prompts import NEUTRAL, prompts
 from backend.errors import ImageError, LabelingConfigError, TaskError
+from backend.instruments import Instruments
 from backend.labelstudio.config import Control, LabelingConfig, image_source
 from backend.labelstudio.decoding import ImageLimits, decode
 from backend.labelstudio.images import ImageFetcher
@@ -91,6 +92,7 @@ class Predictor:
         embeddings: Embeddings,
         images: ImageFetcher,
         limits: ImageLimits,
+        instruments: Instruments | None = None,
     ) -> None:
         from joblib import cpu_count
 
@@ -98,6 +100,7 @@ class Predictor:
         self._embeddings = embeddings
         self._images = images
         self._limits = limits
+        self._instruments = instruments or Instruments()
         # A large picture takes hundreds of megabytes while it is decoded.
         self._decoding = threading.BoundedSemaphore(cpu_count())
 
@@ -286,6 +289,7 @@ class Predictor:
         failures: dict[str, Failure] = {}
         for picture, outcome in prepared:
             if isinstance(outcome, ImageError):
+                self._instruments.not_fetched(outcome)
                 failures[picture.located] = _failure(outcome)
             else:
                 contents[picture.located] = outcome.digest
@@ -293,7 +297,13 @@ class Predictor:
         for digest in self._embeddings.find_by_content(self.encoder.identity, images):
             del images[digest]
         vectors = (
-            dict(zip(images, self.encoder.encode_preprocessed([*images.values()]), strict=True))
+            dict(
+                zip(
+                    images,
+                    self.encoder.encode_preprocessed([*images.values()], self._instruments.encoded),
+                    strict=True,
+                )
+            )
             if images
             else {}
         )

@@ -198,6 +198,13 @@ class Settings(BaseSettings):
     )
     host: str = Field("0.0.0.0", description="Address that the API listens on")  # noqa: S104
     port: int = Field(9090, ge=1, le=65_535, description="Port that the API listens on")
+    metrics_port: int | None = Field(
+        None,
+        ge=1,
+        le=65_535,
+        description="Port on `HOST` where a worker serves its Prometheus metrics, without a "
+        "password; unset: it does not. The API's are on `PORT`",
+    )
     threads: int = Field(16, ge=2, le=512, description="Threads that answer requests")
     predict_threads: int | None = Field(
         None,
@@ -214,6 +221,19 @@ class Settings(BaseSettings):
         "address",
     )
     log_level: str = Field("INFO", description="`DEBUG`, `INFO`, `WARNING` or `ERROR`")
+    log_format: str = Field(
+        "text", description="`text` (lines of `key=value`) or `json` (an object a line)"
+    )
+    sentry_dsn: SecretStr | None = Field(
+        None,
+        description="Sends errors to Sentry, without requests, variables and secrets; needs the "
+        "extra `sentry`",
+    )
+    otel_exporter_otlp_endpoint: str | None = Field(
+        None,
+        description="Sends a span of each request and job to an OpenTelemetry collector over "
+        "HTTP; needs the extra `otel`, which takes all the other `OTEL_` variables too",
+    )
     image_hosts: str = Field(
         "public",
         description="Where pictures may come from besides Label Studio: a comma-separated list of "
@@ -277,6 +297,13 @@ class Settings(BaseSettings):
         if value.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
             raise ValueError("must be DEBUG, INFO, WARNING or ERROR")
         return value.upper()
+
+    @field_validator("log_format")
+    @classmethod
+    def _is_log_format(cls, value: str) -> str:
+        if value not in ("text", "json"):
+            raise ValueError("must be text or json")
+        return value
 
     @classmethod
     def settings_customise_sources(
@@ -357,6 +384,21 @@ class Settings(BaseSettings):
         """URL of the job queue's Redis."""
         return self.redis_url if self.redis_url is not None else f"unix://{self.redis_socket}"
 
+    @property
+    def secrets(self) -> list[str]:
+        """Every value that nobody must read in a log or a report."""
+        named = (
+            self.label_studio_api_key,
+            self.basic_auth_pass,
+            self.webhook_secret,
+            self.sentry_dsn,
+        )
+        addresses = (self.database_url, self.redis_url)
+        return [
+            *(secret.get_secret_value() for secret in named if secret is not None),
+            *(secret for url in addresses if url and (secret := _password(url))),
+        ]
+
     def label_studio(self) -> tuple[str, str]:
         """Return Label Studio's address and token; raises SettingsError if one is unset."""
         if self.label_studio_url is None:
@@ -380,6 +422,12 @@ def _folder_of_secrets() -> Path | None:
     if named:
         raise SettingsError(f"SECRETS_DIR: {folder} is not a folder")
     return None
+
+
+def _password(url: str) -> str | None:
+    # As it stands there, quoted or not: a parser would stumble over what another takes.
+    userinfo = url.partition("//")[2].rpartition("@")[0]
+    return userinfo.partition(":")[2] or None
 
 
 def _first_problem(error: ValidationError, *, upper: bool = False) -> str:

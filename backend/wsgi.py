@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import gc
 import sys
+from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from flask import Flask
 from gunicorn.app.base import BaseApplication
+from gunicorn.glogging import Logger as GunicornLogger
 
 from backend import assembly
 from backend.api.routes import ApiServices, create_app
@@ -15,9 +18,13 @@ from backend.clip.background import BackgroundEncoder
 from backend.logs import configure_logging
 from backend.settings import Settings
 from backend.store import Store
+from backend.telemetry import trace_requests
 
 if TYPE_CHECKING:
     from backend.clip.encoder import Encoder
+    from backend.jobs.queue import JobQueue
+
+_SERVICE = "clip-backend-api"
 
 
 def create(settings: Settings | None = None) -> Flask:
@@ -26,7 +33,8 @@ def create(settings: Settings | None = None) -> Flask:
     Raises SettingsError or DatabaseError for what is missing at start.
     """
     settings = settings or Settings.read()
-    configure_logging(settings.log_level)
+    configure_logging(settings.log_level, settings.log_format)
+    assembly.report_errors(settings, _SERVICE)
     configured = None not in (settings.label_studio_url, settings.label_studio_api_key)
     client = assembly.label_studio(settings) if configured else None
     encoder = BackgroundEncoder(lambda: _load_encoder(settings))
@@ -37,10 +45,24 @@ def create(settings: Settings | None = None) -> Flask:
             encoder=encoder,
             images=assembly.image_fetcher(settings, client),
             limits=assembly.image_limits(settings),
+            workers=_worker_counter(settings.redis),
         )
     )
+    if settings.otel_exporter_otlp_endpoint is not None:
+        trace_requests(app, _SERVICE)
     encoder.start()
     return app
+
+
+def _worker_counter(redis: str) -> Callable[[], int]:
+    @cache
+    def queue() -> JobQueue:
+        # An API that nobody scrapes needs no Redis.
+        from backend.jobs.queue import JobQueue
+
+        return JobQueue(redis)
+
+    return lambda: len(queue().workers())
 
 
 def _load_encoder(settings: Settings) -> Encoder:
@@ -53,6 +75,15 @@ def _load_encoder(settings: Settings) -> Encoder:
 
 
 _SWITCH_INTERVAL = 0.0005
+
+
+class _Logger(GunicornLogger):  # type: ignore[misc]  # gunicorn has no types
+    """Leaves gunicorn's events to our own log."""
+
+    def setup(self, cfg: Any) -> None:
+        """Set what gunicorn sets, and let the root's handler write."""
+        super().setup(cfg)
+        self.error_log.propagate = True
 
 
 class Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
@@ -77,6 +108,8 @@ class Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
             "keepalive": 75,
             "loglevel": "warning",
             "control_socket_disable": True,
+            "logger_class": _Logger,
+            "errorlog": None,
         }
         for name, value in options.items():
             if name in self.cfg.settings:

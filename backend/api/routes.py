@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from http import HTTPStatus
 from math import ceil
@@ -22,6 +22,7 @@ from backend.api.auth import check_basic_auth, check_webhook
 from backend.api.failed_logins import FailedLogins
 from backend.api.load import LARGEST_BODY, Bodies, PredictSlots
 from backend.api.monitoring import Metrics
+from backend.api.request_ids import name_requests
 from backend.clip.background import BackgroundEncoder
 from backend.errors import (
     AuthenticationError,
@@ -31,6 +32,7 @@ from backend.errors import (
     RequestError,
     TooManyRequestsError,
 )
+from backend.instruments import Instruments
 from backend.labelstudio.config import parse_labeling_config
 from backend.labelstudio.decoding import ImageLimits
 from backend.labelstudio.images import ImageFetcher
@@ -65,7 +67,7 @@ _SYNC_DELAY = 0.5
 
 @dataclass(frozen=True)
 class ApiServices:
-    """The parts that the endpoints share."""
+    """The parts that the endpoints share; `workers` counts those that are alive."""
 
     settings: Settings
     store: Store
@@ -73,6 +75,8 @@ class ApiServices:
     images: ImageFetcher
     limits: ImageLimits
     clock: Callable[[], float] = time.monotonic
+    instruments: Instruments = field(default_factory=Instruments)
+    workers: Callable[[], int] | None = None
 
 
 @dataclass(frozen=True)
@@ -92,8 +96,10 @@ def create_app(services: ApiServices) -> Flask:
     settings = services.settings
     if settings.proxies:
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=settings.proxies, x_proto=0)  # type: ignore[method-assign]
-    metrics = Metrics(services.store, services.encoder)
+    services.instruments.describe(__version__, is_loaded=lambda: services.encoder.loaded)
+    metrics = Metrics(services.store, services.instruments, services.workers)
     metrics.observe(app)
+    name_requests(app)
     bounds = _Bounds(
         PredictSlots(settings.predictions_at_once, at_work=max(1, cpu_count() // 2)),
         Bodies(),
@@ -119,7 +125,11 @@ def _protocol(services: ApiServices, metrics: Metrics, bounds: _Bounds) -> Bluep
     @cache
     def get_predictor() -> Predictor:
         return Predictor(
-            services.encoder.wait(ENCODER_WAIT), store.embeddings, services.images, services.limits
+            services.encoder.wait(ENCODER_WAIT),
+            store.embeddings,
+            services.images,
+            services.limits,
+            services.instruments,
         )
 
     @protocol.get("/")

@@ -34,7 +34,7 @@ def read_settings(**overrides: object) -> Settings:
     from backend.settings import Settings
 
     settings = Settings.read(**overrides)
-    configure_logging(settings.log_level)
+    configure_logging(settings.log_level, settings.log_format)
     return settings
 
 

@@ -10,6 +10,8 @@ import typer
 from backend import __version__
 from backend.cli.app import app, open_store, read_settings
 
+_WORKER = "clip-backend-worker"
+
 
 @app.command()
 def up() -> None:
@@ -30,22 +32,36 @@ def serve() -> None:
 @app.command()
 def worker() -> None:
     """Start a worker alone: it embeds, trains and refreshes."""
+    from contextlib import ExitStack
+
     from backend import assembly
+    from backend.instruments import Instruments
     from backend.jobs.queue import JobQueue
     from backend.jobs.services import Services
     from backend.jobs.worker import work
     from backend.prediction import Predictor
     from backend.store import Store
+    from backend.telemetry import no_span, trace_jobs
 
     settings = read_settings()
+    assembly.report_errors(settings, _WORKER)
     client = assembly.label_studio(settings)
     queue = JobQueue(settings.redis)
     queue.check()
     store = Store.open(settings.database)
-    with assembly.image_fetcher(settings, client) as images:
+    instruments = Instruments()
+    with ExitStack() as stack:
+        if settings.metrics_port is not None:
+            stack.callback(instruments.serve(settings.host, settings.metrics_port))
+        images = stack.enter_context(assembly.image_fetcher(settings, client))
         predictor = Predictor(
-            assembly.encoder(settings), store.embeddings, images, assembly.image_limits(settings)
+            assembly.encoder(settings),
+            store.embeddings,
+            images,
+            assembly.image_limits(settings),
+            instruments,
         )
+        instruments.describe(__version__, is_loaded=lambda: True)
         services = Services(
             store,
             client,
@@ -53,6 +69,8 @@ def worker() -> None:
             settings.learning,
             settings.reconcile_every,
             settings.keep_unused,
+            instruments=instruments,
+            span=trace_jobs(_WORKER) if settings.otel_exporter_otlp_endpoint else no_span,
         )
         work(services, queue)
     store.close()

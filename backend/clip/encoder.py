@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -104,12 +105,15 @@ class Encoder:
         ]
         return np.concatenate(vectors)
 
-    def encode_preprocessed(self, images: Sequence[torch.Tensor]) -> NDArray[np.float32]:
+    def encode_preprocessed(
+        self, images: Sequence[torch.Tensor], encoded: Callable[[int, float], None] | None = None
+    ) -> NDArray[np.float32]:
         """Return unit vectors [N, D] of one batch of pixels [3, H, W] that `preprocess` gave.
 
-        What other threads wait for goes into the same batch, as far as it fits.
+        What other threads wait for goes into the same batch, as far as it fits. `encoded` of the
+        thread that came first is told how many pictures the batch had and how many seconds it took.
         """
-        mine = _Waiting(images, Future())
+        mine = _Waiting(images, Future(), encoded)
         self._waiting.append(mine)
         self._thread.submit(self._encode_waiting)
         return mine.vectors.result()
@@ -126,7 +130,10 @@ class Encoder:
             size += len(batch[-1].images)
         try:
             pixels = torch.stack([image for waiting in batch for image in waiting.images])
+            started = time.perf_counter()
             vectors = self._encode_within_memory(pixels)
+            if (encoded := batch[0].encoded) is not None:
+                encoded(size, time.perf_counter() - started)
         except Exception as error:  # noqa: BLE001 - raised by each thread that waits
             for waiting in batch:
                 waiting.vectors.set_exception(error)
@@ -218,6 +225,7 @@ class _Waiting:
 
     images: Sequence[torch.Tensor]
     vectors: Future[NDArray[np.float32]]
+    encoded: Callable[[int, float], None] | None
 
 
 def load_encoder(name: str, pretrained: str | None, device: str, precision: str) -> Encoder:

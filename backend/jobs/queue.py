@@ -59,15 +59,12 @@ class JobQueue:
         try:
             self.connection.ping()
         except redis.RedisError as error:
-            raise QueueError(
-                f"Redis does not answer ({type(error).__name__}): start it with "
-                "`clip-backend up`, or check REDIS_URL"
-            ) from None
+            raise _away(error) from None
 
     def enqueue(self, request: Request) -> None:
         """Queue a request that is due and that no worker holds."""
         queue = self.queues[request.kind]
-        job_id = f"{request.kind.value}-{request.project_id}-{request.part}"
+        job_id = request.name
         try:
             self._enqueue(queue, job_id, request)
         except DuplicateJobError:
@@ -94,7 +91,13 @@ class JobQueue:
         self.connection.delete(_WORKERS + worker.name)
 
     def workers(self) -> list[WorkerStatus]:
-        """Return the workers that are alive."""
+        """Return the workers that are alive; raises QueueError where Redis does not answer."""
+        try:
+            return self._workers()
+        except redis.RedisError as error:
+            raise _away(error) from None
+
+    def _workers(self) -> list[WorkerStatus]:
         keys = sorted(self.connection.scan_iter(match=_WORKERS + "*"))
         return [
             WorkerStatus(**orjson.loads(value))
@@ -127,3 +130,10 @@ class JobQueue:
         if started.tzinfo is None:
             started = started.replace(tzinfo=timezone.utc)
         return datetime.now(timezone.utc) - started < _STARTING
+
+
+def _away(error: redis.RedisError) -> QueueError:
+    return QueueError(
+        f"Redis does not answer ({type(error).__name__}): start it with "
+        "`clip-backend up`, or check REDIS_URL"
+    )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from backend.errors import LabelStudioError
 from backend.jobs.services import Services
+from backend.labelstudio.acceptance import acceptance_of
 from backend.labelstudio.agreement import agreement_of
 from backend.labelstudio.annotations import Labels, labels_of
 from backend.labelstudio.client import RemoteProject, RemoteTask
@@ -16,7 +17,7 @@ from backend.prediction import fingerprint, fits, zero_shot_head
 from backend.settings import LearningSettings
 from backend.store.requests import Claim, Kind, Request
 from backend.store.tasks import StoredTask, Task
-from backend.store.versions import ControlHead, Version
+from backend.store.versions import ControlHead, Version, is_ours
 
 if TYPE_CHECKING:
     import torch
@@ -68,8 +69,11 @@ def train(services: Services, claim: Claim) -> None:
     )
     store.tasks.close_all_but(project_id, {task.id for task in annotated if not task.open})
 
+    active = store.versions.active(project_id)
+    before = {} if active is None else active.report
     labelled = {
-        control.name: _Labelled(services, control, annotated) for control in config.controls
+        control.name: _Labelled(services, control, annotated, before.get(control.name, {}))
+        for control in config.controls
     }
     labels = {name: of_control.choices for name, of_control in labelled.items()}
     version = Version(
@@ -82,16 +86,16 @@ def train(services: Services, claim: Claim) -> None:
         heads={},
         annotations=len(annotated),
     )
-    active = store.versions.active(project_id)
     if (
         active is None
         or active.fingerprint != version.fingerprint
         or not fits(active, config, version.encoder)
     ):
         sample = store.tasks.some(project_id, POOL)
-        trained = {
-            name: of_control.train(learning, sample) for name, of_control in labelled.items()
-        }
+        with services.instruments.training():
+            trained = {
+                name: of_control.train(learning, sample) for name, of_control in labelled.items()
+            }
         if claim.lost.is_set():
             return
         heads = {name: head for name, (head, _) in trained.items()}
@@ -106,9 +110,7 @@ def train(services: Services, claim: Claim) -> None:
         )
     else:
         # Annotators can come to agree or disagree without a label that changes.
-        store.versions.amend(
-            active, {name: {"agreement": each.agreement} for name, each in labelled.items()}
-        )
+        store.versions.amend(active, {name: each.people for name, each in labelled.items()})
     store.projects.update(project_id, watermark=mark)
     store.requests.add(Request(project_id, Kind.REFRESH))
 
@@ -142,12 +144,16 @@ class _Labelled:
         services: Services,
         control: Control,
         annotated: list[RemoteTask],
+        before: dict[str, Any],
     ) -> None:
         self._predictor = services.predictor
         self._control = control
         annotations = {task.id: task.annotations for task in annotated}
         self._labels: Labels = labels_of(control, annotations)
-        self.agreement = agreement_of(control, annotations)
+        self.people = {
+            "agreement": agreement_of(control, annotations),
+            "acceptance": acceptance_of(control, annotated, is_ours, before.get("acceptance")),
+        }
         tasks = [Task(task.id, task.data) for task in annotated if task.id in self._labels.values]
         # By id: the same labels give the same head, in whatever order they are listed.
         tasks.sort(key=lambda task: task.id or 0)
@@ -174,7 +180,7 @@ class _Labelled:
                 zero_shot.head,
                 pool=pool if len(pool) else None,
             )
-        report = self._counts() | {"agreement": self.agreement}
+        report = self._counts() | self.people
         if trained.evaluation is not None and trained.out_of_fold is not None:
             report["out_of_fold"] = asdict(trained.evaluation)
             report["suspects"] = suspected_labels(

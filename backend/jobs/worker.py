@@ -27,6 +27,7 @@ from backend.jobs.services import Services, current_services
 from backend.jobs.sweep import sweep
 from backend.jobs.tidy import tidy
 from backend.jobs.train import train
+from backend.logs import at_hand
 from backend.store.requests import NO_PROJECT, Claim, Kind, Request
 
 log = logging.getLogger(__name__)
@@ -51,22 +52,38 @@ def perform(project_id: int, kind: str, part: int) -> None:
     A failure that a user can mend is kept with the request, which is tried again after a pause.
     Any other is a bug: RQ records it, and the request is tried again all the same.
     """
-    services = current_services.get()
     request = Request(project_id, Kind(kind), part)
+    with at_hand(job=request.name):
+        _perform(current_services.get(), request)
+
+
+def _perform(services: Services, request: Request) -> None:
     started = time.monotonic()
     try:
         with services.store.requests.claimed(request) as claim:
             if claim is None:
                 return
-            HANDLERS[request.kind](services, claim)
+            kind = request.kind.value
+            with services.instruments.job(kind), services.span(f"job {kind}"):
+                HANDLERS[request.kind](services, claim)
     except ClipBackendError as error:
-        log.warning("job failed kind=%s project=%d part=%d: %s", kind, project_id, part, error)
+        log.warning(
+            "job failed kind=%s project=%d part=%d: %s",
+            request.kind.value,
+            request.project_id,
+            request.part,
+            error,
+        )
+    except Exception:
+        # RQ tells of it too, but no longer knows what was at hand.
+        log.exception("job crashed kind=%s project=%d", request.kind.value, request.project_id)
+        raise
     else:
         log.debug(
             "job done kind=%s project=%d part=%d seconds=%.2f",
-            kind,
-            project_id,
-            part,
+            request.kind.value,
+            request.project_id,
+            request.part,
             time.monotonic() - started,
         )
 

@@ -37,13 +37,13 @@ def labels_of(
     for task_id, of_task in annotations.items():
         votes: list[frozenset[str]] = []
         for annotation in _counting(of_task):
-            chosen = _chosen(control, annotation)
-            if chosen is None:
+            answer = chosen(control, annotation)
+            if answer is None:
                 continue
-            unknown += len(chosen - known)
+            unknown += len(answer - known)
             # Several choices for a single control are left from a config that once was multiple.
-            if control.multiple or (len(chosen) == 1 and chosen <= known):
-                votes.append(chosen & known)
+            if control.multiple or (len(answer) == 1 and answer <= known):
+                votes.append(answer & known)
         if not votes:
             continue
         label = decide(votes)
@@ -59,11 +59,12 @@ def _counting(annotations: Sequence[Mapping[str, object]]) -> list[Mapping[str, 
     return [each for each in finished if each.get("ground_truth")] or finished
 
 
-def _chosen(control: Control, annotation: Mapping[str, object]) -> frozenset[str] | None:
+def chosen(control: Control, annotation: Mapping[str, object]) -> frozenset[str] | None:
+    """Return a control's choices in an annotation or a prediction; None where it has no answer."""
     result = annotation.get("result")
     if not isinstance(result, list):
         return None
-    chosen: set[str] = set()
+    found: set[str] = set()
     answered = False
     for item in result:
         if not isinstance(item, Mapping) or item.get("from_name") != control.name:
@@ -76,12 +77,12 @@ def _chosen(control: Control, annotation: Mapping[str, object]) -> frozenset[str
             return None
         if not all(isinstance(choice, str) for choice in choices):
             return None
-        chosen.update(choices)
+        found.update(choices)
         answered = True
     # Label Studio writes no result at all when nothing was selected.
     if not answered and (not control.multiple or control.conditional):
         return None
-    return frozenset(chosen)
+    return frozenset(found)
 
 
 def _most_frequent(votes: Sequence[frozenset[str]]) -> frozenset[str] | None:

@@ -38,23 +38,6 @@ class RemoteProject:
 
 
 @dataclass(frozen=True)
-class RemoteTask:
-    """A task as Label Studio lists it; `annotations` only where they were asked for."""
-
-    id: int
-    data: Mapping[str, object]
-    is_labeled: bool
-    annotation_count: int
-    annotations: tuple[Mapping[str, object], ...] = ()
-
-    @property
-    def open(self) -> bool:
-        """Whether annotators will still be shown the task."""
-        # A skipped task can count as labelled and still has no annotation.
-        return not self.is_labeled or self.annotation_count == 0
-
-
-@dataclass(frozen=True)
 class RemotePrediction:
     """A prediction as Label Studio keeps it."""
 
@@ -63,6 +46,27 @@ class RemotePrediction:
     model_version: str
     result: list[Any]
     score: float | None
+
+
+@dataclass(frozen=True)
+class RemoteTask:
+    """A task as Label Studio lists it; `annotations` only where they were asked for.
+
+    `predictions` are those that an annotation was made from.
+    """
+
+    id: int
+    data: Mapping[str, object]
+    is_labeled: bool
+    annotation_count: int
+    annotations: tuple[Mapping[str, object], ...] = ()
+    predictions: tuple[RemotePrediction, ...] = ()
+
+    @property
+    def open(self) -> bool:
+        """Whether annotators will still be shown the task."""
+        # A skipped task can count as labelled and still has no annotation.
+        return not self.is_labeled or self.annotation_count == 0
 
 
 class LabelStudio:
@@ -392,12 +396,18 @@ class LabelStudio:
 def _task(item: Mapping[str, Any]) -> RemoteTask:
     annotations = tuple(item.get("annotations") or ())
     given = sum(not annotation.get("was_cancelled") for annotation in annotations)
+    origins = {annotation.get("parent_prediction") for annotation in annotations}
     return RemoteTask(
         id=item["id"],
         data=item["data"],
         is_labeled=bool(item["is_labeled"]),
         annotation_count=max(item["total_annotations"] or 0, given),
         annotations=annotations,
+        predictions=tuple(
+            _prediction(each, item["id"])
+            for each in item.get("predictions") or ()
+            if each["id"] in origins
+        ),
     )
 
 

@@ -8,7 +8,7 @@ from io import BytesIO
 import numpy as np
 from PIL import ExifTags, Image, ImageFile
 
-from backend.errors import ImageError
+from backend.errors import ImageError, ImageFault
 from backend.labelstudio.bombs import refuse_bomb
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
@@ -50,7 +50,8 @@ def decode(data: bytes, limits: ImageLimits, enough: int | None = None) -> Image
         width, height = image.size
         if width * height > limits.max_pixels:
             raise ImageError(
-                f"the picture has {width} x {height} pixels; the limit is {limits.max_pixels}"
+                f"the picture has {width} x {height} pixels; the limit is {limits.max_pixels}",
+                fault=ImageFault.TOO_LARGE,
             )
         if enough is not None:
             _shrink(image, enough)

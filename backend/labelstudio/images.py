@@ -20,7 +20,13 @@ import httpx
 import tenacity
 
 from backend.addresses import AllowedHosts
-from backend.errors import ImageError, ImageHostError, LabelStudioError, SettingsError
+from backend.errors import (
+    ImageError,
+    ImageFault,
+    ImageHostError,
+    LabelStudioError,
+    SettingsError,
+)
 from backend.labelstudio.decoding import ImageLimits
 from backend.labelstudio.transport import PictureTransport
 
@@ -43,8 +49,8 @@ _SIGNATURE = re.compile(r"(?i)(x-amz-|x-goog-)|(sig|signature)(=|$)")
 class _TemporaryError(ImageError):
     """Another attempt may succeed at once."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message, permanent=False)
+    def __init__(self, message: str, fault: ImageFault) -> None:
+        super().__init__(message, permanent=False, fault=fault)
 
 
 class ImageFetcher:
@@ -153,7 +159,9 @@ class ImageFetcher:
         except ImageHostError as error:
             raise ImageHostError(f"{_shown(source)}: {error}") from error
         except ImageError as error:
-            raise ImageError(f"{_shown(source)}: {error}", permanent=error.permanent) from error
+            raise ImageError(
+                f"{_shown(source)}: {error}", permanent=error.permanent, fault=error.fault
+            ) from error
 
     def fetch_all(
         self,
@@ -192,7 +200,8 @@ class ImageFetcher:
         if is_cloud and task_id is None:
             raise ImageError(
                 f"{_shown(source)}: cloud storage is read through Label Studio, by the id of a "
-                "task, and this task has none; import it into Label Studio first"
+                "task, and this task has none; import it into Label Studio first",
+                fault=ImageFault.SOURCE,
             )
         if (is_cloud or source.startswith("/")) and self._authorization is None:
             raise _not_configured(source)
@@ -207,16 +216,17 @@ class ImageFetcher:
             raise ImageError(
                 f"{_shown(source)}: not a supported image source; task data can name http:// and "
                 "https:// URLs, paths on Label Studio such as /data/upload/…, s3://, gs:// and "
-                "azure-blob:// URIs, and data: URIs"
+                "azure-blob:// URIs, and data: URIs",
+                fault=ImageFault.SOURCE,
             )
         if is_path and self._label_studio is None:
             raise _not_configured(source)
         try:
             url = self._on_label_studio(source) if is_path else httpx.URL(source)
         except httpx.InvalidURL as error:
-            raise ImageError(f"{_shown(source)}: not a valid URL") from error
+            raise _not_a_url(source) from error
         if not _is_web_address(url):
-            raise ImageError(f"{_shown(source)}: not a valid URL")
+            raise _not_a_url(source)
         return url
 
     def _on_label_studio(self, path: str) -> httpx.URL:
@@ -243,7 +253,9 @@ class ImageFetcher:
                 headers: Mapping[str, str] = {}
                 if self._is_label_studio(url):
                     if self._is_api(url):
-                        raise ImageError("Label Studio's API has no pictures")
+                        raise ImageError(
+                            "Label Studio's API has no pictures", fault=ImageFault.SOURCE
+                        )
                     url = _without_credentials(url)
                     headers = self._authorization() if self._authorization else {}
                 remaining = deadline - time.monotonic()
@@ -255,16 +267,23 @@ class ImageFetcher:
                         return self._read(answer)
                     url = url.join(answer.headers["location"])
                     if not _is_web_address(url):
-                        raise ImageError("redirected to something that is not a web address")
+                        raise ImageError(
+                            "redirected to something that is not a web address",
+                            fault=ImageFault.ANSWER,
+                        )
         except httpx.TimeoutException as error:
             raise self._timed_out(url) from error
         except httpx.TransportError as error:
-            raise _TemporaryError(f"{url.host} cannot be reached: {error}") from error
+            raise _TemporaryError(
+                f"{url.host} cannot be reached: {error}", ImageFault.UNREACHABLE
+            ) from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise ImageError(f"{url.host} sent an answer that cannot be read") from error
+            raise ImageError(
+                f"{url.host} sent an answer that cannot be read", fault=ImageFault.ANSWER
+            ) from error
         except (LabelStudioError, SettingsError) as error:
-            raise ImageError(str(error), permanent=False) from error
-        raise ImageError(f"redirected more than {_MAX_REDIRECTS} times")
+            raise ImageError(str(error), permanent=False, fault=ImageFault.UNREACHABLE) from error
+        raise ImageError(f"redirected more than {_MAX_REDIRECTS} times", fault=ImageFault.ANSWER)
 
     def _check_status(self, answer: httpx.Response) -> None:
         status = answer.status_code
@@ -272,24 +291,33 @@ class ImageFetcher:
         if status == httpx.codes.OK:
             return
         if status == httpx.codes.TOO_MANY_REQUESTS or status >= 500:
-            raise _TemporaryError(f"{host} answered {status}")
+            raise _TemporaryError(f"{host} answered {status}", ImageFault.ANSWER)
         if status in {httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN}:
             advice = (
                 "check LABEL_STUDIO_API_KEY and that its user may see the project"
                 if self._is_label_studio(answer.url)
                 else "the picture is not public, or its signature has run out"
             )
-            raise ImageError(f"{host} answered {status}; {advice}", permanent=False)
+            raise ImageError(
+                f"{host} answered {status}; {advice}", permanent=False, fault=ImageFault.REFUSED
+            )
         if status == httpx.codes.NOT_FOUND and self._is_label_studio(answer.url):
             raise ImageError(
-                f"{host} answered 404; it has no such file, or its project no storage for it"
+                f"{host} answered 404; it has no such file, or its project no storage for it",
+                fault=ImageFault.MISSING,
             )
-        raise ImageError(f"{host} answered {status}")
+        gone = status in {httpx.codes.NOT_FOUND, httpx.codes.GONE}
+        raise ImageError(
+            f"{host} answered {status}", fault=ImageFault.MISSING if gone else ImageFault.ANSWER
+        )
 
     def _read(self, answer: httpx.Response) -> bytes:
         encodings = answer.headers.get("content-encoding", "").lower().replace(" ", "").split(",")
         if not _COMPRESSED.isdisjoint(encodings):
-            raise ImageError(f"{answer.url.host} sent it compressed, though asked not to")
+            raise ImageError(
+                f"{answer.url.host} sent it compressed, though asked not to",
+                fault=ImageFault.ANSWER,
+            )
         declared = answer.headers.get("content-length", "")
         if declared.isdecimal() and int(declared) > self._limits.max_bytes:
             raise self._too_large()
@@ -319,18 +347,23 @@ class ImageFetcher:
         return data
 
     def _too_large(self) -> ImageError:
-        return ImageError(f"larger than the limit of {self._limits.max_bytes} bytes")
+        return ImageError(
+            f"larger than the limit of {self._limits.max_bytes} bytes", fault=ImageFault.TOO_LARGE
+        )
 
     def _timed_out(self, url: httpx.URL) -> _TemporaryError:
         return _TemporaryError(
-            f"{url.host} did not send the picture within {self._limits.timeout:g} s"
+            f"{url.host} did not send the picture within {self._limits.timeout:g} s",
+            ImageFault.TIMEOUT,
         )
 
 
 def _cleaned(source: str) -> str:
     # JSON can smuggle in half a surrogate pair, which no URL can be made of.
     if not source.isascii() and any("\ud800" <= character <= "\udfff" for character in source):
-        raise ImageError("the image source has characters that cannot be encoded")
+        raise ImageError(
+            "the image source has characters that cannot be encoded", fault=ImageFault.SOURCE
+        )
     return source.strip()
 
 
@@ -362,10 +395,15 @@ def _decoded_file_uri(url: httpx.URL) -> str | None:
     return uri if _scheme(uri) in _CLOUD_SCHEMES else None
 
 
+def _not_a_url(source: str) -> ImageError:
+    return ImageError(f"{_shown(source)}: not a valid URL", fault=ImageFault.SOURCE)
+
+
 def _not_configured(source: str) -> ImageError:
     return ImageError(
         f"{_shown(source)}: this picture is read through Label Studio; "
-        "set LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY"
+        "set LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY",
+        fault=ImageFault.SOURCE,
     )
 
 

@@ -55,6 +55,11 @@ class Request:
     kind: Kind
     part: int = 0
 
+    @property
+    def name(self) -> str:
+        """What the job queue and the log call it."""
+        return f"{self.kind.value}-{self.project_id}-{self.part}"
+
 
 @dataclass(frozen=True)
 class Waiting:
@@ -65,6 +70,29 @@ class Waiting:
     running: bool
     attempts: int
     error: str | None
+
+
+class State(str, Enum):
+    """How a request that is not done stands."""
+
+    DUE = "due"
+    SCHEDULED = "scheduled"
+    RUNNING = "running"
+
+
+@dataclass(frozen=True)
+class Count:
+    """How many requests of a kind are in a state.
+
+    `failing` counts those that were tried in vain, `due_since` is when the first of all became due
+    (Unix time).
+    """
+
+    kind: Kind
+    state: State
+    requests: int
+    failing: int
+    due_since: float
 
 
 @dataclass
@@ -168,6 +196,31 @@ class Requests:
                     error=row.error,
                 )
                 for row in connection.execute(query)
+            ]
+
+    def counts(self) -> list[Count]:
+        """Count what is not done, by kind and state."""
+        now = time.time()
+        state = sa.case(
+            (_is_held(now), State.RUNNING.value),
+            (_is_due(now), State.DUE.value),
+            else_=State.SCHEDULED.value,
+        ).label("state")
+        query = (
+            sa.select(
+                requests.c.kind,
+                state,
+                sa.func.count(),
+                sa.func.count(sa.case((requests.c.attempts > 0, 1))),
+                sa.func.min(requests.c.due_at),
+            )
+            .where(requests.c.requested > requests.c.done)
+            .group_by(requests.c.kind, state)
+        )
+        with self._database.read() as connection:
+            return [
+                Count(Kind(kind), State(of_state), *numbers)
+                for kind, of_state, *numbers in connection.execute(query)
             ]
 
     def free_of_the_dead(self) -> None:

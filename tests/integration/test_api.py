@@ -890,10 +890,10 @@ def test_metrics_tell_of_requests_predictions_and_work(client: FlaskClient) -> N
     }
     assert samples["clip_backend_predictions_total", "ok"] == 2
     assert samples["clip_backend_predictions_total", "error"] == 1
-    assert samples["clip_backend_requests_total", "200", "protocol.setup"] == 1
+    assert samples["clip_backend_requests_total", "/setup", "200"] == 1
     assert samples["clip_backend_requests_total", "404", "none"] == 1
-    assert samples["clip_backend_request_seconds_count", "protocol.predict"] == 1
+    assert samples["clip_backend_request_seconds_count", "/predict", "2xx"] == 1
     assert samples["clip_backend_encoder_loaded",] == 1
-    assert samples["clip_backend_embeddings",] == 2
-    assert samples["clip_backend_waiting", "7", "train"] == 1
-    assert samples["clip_backend_tasks", "7", "open"] == 0
+    assert samples["clip_backend_encoded_pictures_total",] == 2
+    assert samples["clip_backend_waiting", "due", "train"] == 1
+    assert samples["clip_backend_projects",] == 1

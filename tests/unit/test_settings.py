@@ -32,6 +32,8 @@ def the_error(monkeypatch: pytest.MonkeyPatch, **environment: str) -> str:
         ("BACKEND_URL", "http://backend:9090"),
         ("PRECISION", "int4"),
         ("LOG_LEVEL", "chatty"),
+        ("LOG_FORMAT", "xml"),
+        ("METRICS_PORT", "0"),
         ("QUERY_STRATEGY", "astrology"),
         ("SCORE", "loss"),
         ("RETRAIN_DELAY", "-1"),
