@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 LABEL_STUDIO := .venv-label-studio
+LABEL_STUDIO_ML := .label-studio-ml
 # Passed to pip as they are, such as PIP_ARGS="--index-url ..." to choose a build of torch.
 PIP_ARGS ?=
 BENCHMARKS := start webhook_latency scoring training store growth workers load predict reordering
@@ -38,11 +39,21 @@ $(LABEL_STUDIO)/.installed:
 	@$(LABEL_STUDIO)/bin/python -m pip install --quiet $(PIP_ARGS) "label-studio>=1.23"
 	@touch $@
 
+# The release on PyPI, beside our Flask instead of the one that it pins, and what it imports.
+$(LABEL_STUDIO_ML)/.installed: $(VENV)/.installed
+	@echo "==> installing label-studio-ml 1.0.9 into $(LABEL_STUDIO_ML), without its pins"
+	@rm -rf $(LABEL_STUDIO_ML)
+	@$(BIN)/python -m pip install --quiet $(PIP_ARGS) --target $(LABEL_STUDIO_ML) \
+		appdirs attrs colorama label-studio-tools lxml requests
+	@$(BIN)/python -m pip install --quiet $(PIP_ARGS) --target $(LABEL_STUDIO_ML) --no-deps \
+		label-studio-ml==1.0.9
+	@touch $@
+
 demo: $(VENV)/.installed $(LABEL_STUDIO)/.installed
 	@echo "==> starting the demo"
 	@$(BIN)/clip-backend demo $(DEMO_ARGS)
 
-test: $(VENV)/.installed $(LABEL_STUDIO)/.installed
+test: $(VENV)/.installed $(LABEL_STUDIO)/.installed $(LABEL_STUDIO_ML)/.installed
 	@scripts/install_chromium
 	@echo "==> running every test"
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
@@ -83,4 +94,4 @@ $(VENV)/.installed-benchmark: benchmarks/learning/requirements.txt $(VENV)/.inst
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(LABEL_STUDIO) demo-data build *.egg-info
+	rm -rf $(VENV) $(LABEL_STUDIO) $(LABEL_STUDIO_ML) demo-data build *.egg-info

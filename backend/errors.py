@@ -17,6 +17,7 @@ ClipBackendError
 ├── ClassifierError             CLIPImageClassifier cannot do what it was asked
 ├── DatasetError                a labelled set that cannot be read or made
 ├── BackupError                 a backup that cannot be written or restored
+├── MigrationError              a database that cannot be moved to another
 ├── DatabaseError (503)         the database cannot be used
 └── QueueError (503)            Redis cannot be used
 
@@ -162,6 +163,10 @@ class DatasetError(ClipBackendError):
 
 class BackupError(ClipBackendError):
     """A backup that cannot be written or restored."""
+
+
+class MigrationError(ClipBackendError):
+    """A database that cannot be moved to another."""
 
 
 class DatabaseError(ClipBackendError):

@@ -1,21 +1,23 @@
-"""`backup` and `restore`: the database in one file."""
+"""`backup` and `restore`: the database in one file; `migrate-store`: to another database."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import redis
+import sqlalchemy as sa
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from backend.errors import BackupError
+from backend.errors import BackupError, MigrationError
 from backend.jobs.queue import JobQueue
 from backend.processes import only_one
 from backend.settings import Settings
 from backend.store import backup
 from backend.store.schema import Database
+from backend.store.transfer import transfer
 
 
 def back_up(settings: Settings, file: Path) -> None:
@@ -39,6 +41,39 @@ def restore(settings: Settings, file: Path, *, overwrite: bool) -> None:
         ):
             backup.restore(database, source, report, overwrite=overwrite)
     _say(f"restored {file}: once the backend runs, it learns what was labelled since")
+
+
+def migrate_store(settings: Settings, source_url: str, target_url: str) -> None:
+    """Move a database to an empty one, of either engine; what was interrupted goes on.
+
+    Raises MigrationError, and BackupError where a backend runs that could write meanwhile.
+    """
+    source_address, target_address = _address(source_url), _address(target_url)
+    if source_address == target_address:
+        raise MigrationError("--from and --to are the same database")
+    file = source_address.database
+    if source_address.get_backend_name() == "sqlite" and not (file and Path(file).is_file()):
+        raise MigrationError(f"{file} does not exist: check --from")
+    with only_one(settings.data_dir):
+        _check_no_worker(settings)
+        with (
+            closing(Database(source_address)) as source,
+            closing(Database(target_address)) as target,
+            _bar("moving") as report,
+        ):
+            transfer(source, target, report)
+    shown = target_address.render_as_string(hide_password=True)
+    _say(f"moved, and compared row by row: now set DATABASE_URL to {shown}")
+
+
+def _address(url: str) -> sa.URL:
+    try:
+        return sa.make_url(url)
+    except sa.exc.ArgumentError:
+        raise MigrationError(
+            "--from and --to must be URLs such as sqlite:////data/clip-backend.sqlite3 and "
+            "postgresql+psycopg://user:password@host/name"
+        ) from None
 
 
 def _check_no_worker(settings: Settings) -> None:

@@ -18,6 +18,7 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 
 from backend import __version__
 from backend.api import messages, openapi
+from backend.api.actions import Actions
 from backend.api.auth import check_basic_auth, check_webhook
 from backend.api.failed_logins import FailedLogins
 from backend.api.load import LARGEST_BODY, Bodies, PredictSlots
@@ -27,42 +28,22 @@ from backend.clip.background import BackgroundEncoder
 from backend.errors import (
     AuthenticationError,
     ClipBackendError,
-    LabelingConfigError,
     NotFoundError,
-    RequestError,
     TooManyRequestsError,
 )
 from backend.instruments import Instruments
 from backend.labelstudio.config import parse_labeling_config
 from backend.labelstudio.decoding import ImageLimits
 from backend.labelstudio.images import ImageFetcher
-from backend.prediction import Predictor, fits
+from backend.prediction import Predictor
 from backend.settings import Settings, parse_extra_params
 from backend.store import Store
 from backend.store.requests import Kind, Request
-from backend.store.tasks import Task
 
 log = logging.getLogger(__name__)
 
 # Label Studio waits 100 s for predictions; what takes longer is work for nothing.
 ENCODER_WAIT = 90.0
-
-# What Label Studio is told until the first version is published.
-UNTRAINED = "clip-backend"
-
-_ANNOTATION_ACTIONS = frozenset(
-    {
-        "ANNOTATION_CREATED",
-        "ANNOTATION_UPDATED",
-        "ANNOTATION_DELETED",
-        "ANNOTATIONS_CREATED",
-        "ANNOTATIONS_UPDATED",
-        "ANNOTATIONS_DELETED",
-    }
-)
-
-# Label Studio tells of an import in several webhooks; a moment later one look sees all tasks.
-_SYNC_DELAY = 0.5
 
 
 @dataclass(frozen=True)
@@ -132,6 +113,10 @@ def _protocol(services: ApiServices, metrics: Metrics, bounds: _Bounds) -> Bluep
             services.instruments,
         )
 
+    actions = Actions(
+        store, get_predictor, services.settings.learning, services.settings.reconcile_every
+    )
+
     @protocol.get("/")
     @protocol.get("/health")
     def health() -> Response:
@@ -148,24 +133,10 @@ def _protocol(services: ApiServices, metrics: Metrics, bounds: _Bounds) -> Bluep
     def setup() -> Response:
         body = parsed(messages.SetupRequest)
         project_id = messages.project_id(body.project)
-        config = parse_labeling_config(body.labeling_config)
-        changed = store.projects.set_up(
-            project_id,
-            label_config=body.labeling_config,
-            extra_params=parse_extra_params(body.extra_params),
+        sentence = actions.set_up(
+            project_id, body.labeling_config, parse_extra_params(body.extra_params)
         )
-        if changed:
-            log.info("set up project=%d: %s", project_id, config.sentence)
-            store.requests.add_all(
-                [Request(project_id, Kind.TRAIN), Request(project_id, Kind.SYNC)]
-            )
-            # Not at once: Label Studio calls /setup before it has added the ML backend.
-            store.requests.add(
-                Request(project_id, Kind.RECONCILE), delay=services.settings.reconcile_every
-            )
-        project = store.projects.get(project_id)
-        version = project.model_version if project is not None else None
-        return _answer({"model_version": version or UNTRAINED, "message": config.sentence})
+        return _answer({"model_version": actions.model_version(project_id), "message": sentence})
 
     @protocol.post("/predict")
     def predict() -> Response:
@@ -175,29 +146,11 @@ def _protocol(services: ApiServices, metrics: Metrics, bounds: _Bounds) -> Bluep
 
     def _predictions(body: messages.PredictRequest) -> Response:
         project_id = None if body.project is None else messages.project_id(body.project)
-        project = None if project_id is None else store.projects.get(project_id)
-        label_config = body.label_config or (project.label_config if project is not None else "")
-        if not label_config:
-            raise RequestError("label_config: is needed for a project that was never set up")
-        config = parse_labeling_config(label_config)
-        messages.check_size(body.tasks, config)
-        items = [messages.task(item) for item in body.tasks]
-        tasks = [item for item in items if isinstance(item, Task)]
-        predictor = get_predictor()
-        version = None if project is None else store.versions.active(project.id)
-        if version is None or not fits(version, config, predictor.encoder.identity):
-            learning = services.settings.learning.overridden_by(
-                {} if project is None else project.extra_params
-            )
-            version = predictor.zero_shot(project_id or 0, config, learning)
-        outcomes = iter(predictor.predict(tasks, config, version))
-        results = [
-            messages.result(next(outcomes) if isinstance(item, Task) else item) for item in items
-        ]
-        failed = sum("error" in item for item in results)
+        results = actions.predict(body.tasks, project_id, body.label_config)
+        failed = sum("error" in item for item in results.items)
         metrics.predictions.labels("error").inc(failed)
-        metrics.predictions.labels("ok").inc(len(results) - failed)
-        return _answer({"results": results, "model_version": version.name})
+        metrics.predictions.labels("ok").inc(len(results.items) - failed)
+        return _answer({"results": results.items, "model_version": results.model_version})
 
     @protocol.post("/webhook")
     def webhook() -> Response:
@@ -205,22 +158,9 @@ def _protocol(services: ApiServices, metrics: Metrics, bounds: _Bounds) -> Bluep
         project_id = body.project_id
         project = store.projects.get(project_id)
         check_webhook(services.settings, request, project, bounds.passwords, bounds.secrets)
-        if project is None:
-            # The database was lost; the webhook still knows that the project is connected.
-            store.projects.set_up(project_id, label_config=_readable(body.label_config))
-            store.requests.add_all([Request(project_id, kind) for kind in (Kind.TRAIN, Kind.SYNC)])
-        elif not project.connected:
+        if project is not None and not project.connected:
             return _answer({"status": "ignored: the project is not connected"})
-        learning = services.settings.learning.overridden_by(
-            {} if project is None else project.extra_params
-        )
-        config_changed = project is not None and body.label_config not in (
-            None,
-            project.label_config,
-        )
-        wanted = wanted_after(body.action, learning.retrain_delay, config_changed=config_changed)
-        store.webhooks.note(project_id, wanted)
-        log.info("webhook project=%d action=%s", project_id, body.action)
+        actions.note(body.action, project_id, project, body.label_config)
         return _answer({"status": "ok"}, HTTPStatus.CREATED)
 
     @protocol.post("/train")
@@ -297,32 +237,6 @@ def _protocol(services: ApiServices, metrics: Metrics, bounds: _Bounds) -> Bluep
         return project_id
 
     return protocol
-
-
-def wanted_after(action: str, retrain_delay: float, *, config_changed: bool) -> dict[Kind, float]:
-    """Return what a webhook's action asks for, and in how many seconds."""
-    if action in _ANNOTATION_ACTIONS:
-        return {Kind.TRAIN: retrain_delay}
-    if action == "START_TRAINING":
-        return {Kind.TRAIN: 0.0}
-    if action == "TASKS_CREATED":
-        return {Kind.SYNC: _SYNC_DELAY}
-    if action == "TASKS_DELETED":
-        return {Kind.SYNC: _SYNC_DELAY, Kind.TRAIN: retrain_delay}
-    if action == "PROJECT_UPDATED" and config_changed:
-        return {Kind.TRAIN: retrain_delay, Kind.SYNC: retrain_delay}
-    if action == "PROJECT_DELETED":
-        return {Kind.RECONCILE: 0.0}
-    return {}
-
-
-def _readable(label_config: str | None) -> str | None:
-    """Return a webhook's labeling config, unless it cannot be read: it is no more than a hint."""
-    try:
-        parse_labeling_config(label_config or "")
-    except LabelingConfigError:
-        return None
-    return label_config
 
 
 def _answer(body: object, status: HTTPStatus = HTTPStatus.OK) -> Response:

@@ -31,3 +31,18 @@ def restore(
     from backend.upkeep import restore as restore_backup
 
     restore_backup(read_settings(), file, overwrite=overwrite)
+
+
+@app.command("migrate-store")
+def migrate_store(
+    source: Annotated[
+        str, typer.Option("--from", help="URL of the database to move.", show_default=False)
+    ],
+    target: Annotated[
+        str, typer.Option("--to", help="URL of an empty database.", show_default=False)
+    ],
+) -> None:
+    """Move the database to another one, such as SQLite to PostgreSQL; goes on where it stopped."""
+    from backend.upkeep import migrate_store as move
+
+    move(read_settings(), source, target)

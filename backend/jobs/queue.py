@@ -13,7 +13,7 @@ from rq.exceptions import DuplicateJobError, InvalidJobOperation, NoSuchJobError
 from rq.job import Job, JobStatus
 from rq.serializers import JSONSerializer
 
-from backend.errors import QueueError
+from backend.jobs import connection
 from backend.store.requests import Kind, Request
 
 PERFORM = "backend.jobs.worker.perform"
@@ -41,25 +41,15 @@ class JobQueue:
     """Jobs by kind, most urgent first; a request is never queued twice."""
 
     def __init__(self, url: str) -> None:
-        try:
-            self.connection = redis.Redis.from_url(
-                url, socket_connect_timeout=5, health_check_interval=30
-            )
-        except ValueError:
-            raise QueueError(
-                "REDIS_URL: must be a URL such as redis://localhost:6379/0 or unix:///path"
-            ) from None
+        self.connection = connection.connect(url)
         self.queues = {
             kind: RQQueue(kind.value, connection=self.connection, serializer=JSONSerializer)
             for kind in Kind
         }
 
     def check(self) -> None:
-        """Raise QueueError where Redis does not answer."""
-        try:
-            self.connection.ping()
-        except redis.RedisError as error:
-            raise _away(error) from None
+        """Raise QueueError where Redis does not answer, or is one that RQ cannot use."""
+        connection.check(self.connection)
 
     def enqueue(self, request: Request) -> None:
         """Queue a request that is due and that no worker holds."""
@@ -95,7 +85,7 @@ class JobQueue:
         try:
             return self._workers()
         except redis.RedisError as error:
-            raise _away(error) from None
+            raise connection.away(error) from None
 
     def _workers(self) -> list[WorkerStatus]:
         keys = sorted(self.connection.scan_iter(match=_WORKERS + "*"))
@@ -130,10 +120,3 @@ class JobQueue:
         if started.tzinfo is None:
             started = started.replace(tzinfo=timezone.utc)
         return datetime.now(timezone.utc) - started < _STARTING
-
-
-def _away(error: redis.RedisError) -> QueueError:
-    return QueueError(
-        f"Redis does not answer ({type(error).__name__}): start it with "
-        "`clip-backend up`, or check REDIS_URL"
-    )

@@ -48,7 +48,7 @@ _inventory = sa.Table(
 )
 
 # The others fill by themselves as soon as a worker runs.
-_WORTH_KEEPING = (projects, tasks, images, embeddings, versions)
+WORTH_KEEPING = (projects, tasks, images, embeddings, versions)
 
 # Called with the numbers of rows that are done and that there are.
 Report = Callable[[int, int], None]
@@ -116,7 +116,7 @@ def restore(database: Database, source: Database, report: Report, *, overwrite: 
         if connection.dialect.name == "postgresql":
             names = ", ".join(table.name for table in metadata.sorted_tables)
             connection.execute(sa.text(f"LOCK TABLE {names} IN SHARE ROW EXCLUSIVE MODE"))
-        if not overwrite and any(_counts(connection)[table.name] for table in _WORTH_KEEPING):
+        if not overwrite and any(counts(connection)[table.name] for table in WORTH_KEEPING):
             raise BackupError(
                 "The database is not empty: --overwrite replaces what it holds "
                 "(`clip-backend backup` keeps it first)"
@@ -124,19 +124,28 @@ def restore(database: Database, source: Database, report: Report, *, overwrite: 
         for table in metadata.sorted_tables:
             connection.execute(sa.delete(table))
         for table, page in _pages(rows, report):
-            if table is requests:
-                # Their workers were those of another time.
-                page = [row | {"owner": None, "lease_until": 0.0} for row in page]
-            connection.execute(sa.insert(table), page)
-        connected = list(connection.scalars(sa.select(projects.c.id).where(projects.c.connected)))
-        Requests(database).add_all(
-            [
-                Request(project_id, kind)
-                for project_id in connected
-                for kind in (Kind.RECONCILE, Kind.TRAIN, Kind.SYNC, Kind.SWEEP)
-            ],
-            within=connection,
-        )
+            connection.execute(sa.insert(table), without_owner(table, page))
+        ask_for_everything(database, connection)
+
+
+def ask_for_everything(database: Database, connection: Connection) -> None:
+    """Ask for all work on every connected project: Label Studio has gone on since."""
+    connected = list(connection.scalars(sa.select(projects.c.id).where(projects.c.connected)))
+    Requests(database).add_all(
+        [
+            Request(project_id, kind)
+            for project_id in connected
+            for kind in (Kind.RECONCILE, Kind.TRAIN, Kind.SYNC, Kind.SWEEP)
+        ],
+        within=connection,
+    )
+
+
+def without_owner(table: sa.Table, page: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return rows as another database gets them: workers of this one hold nothing there."""
+    if table is not requests:
+        return page
+    return [row | {"owner": None, "lease_until": 0.0} for row in page]
 
 
 def _fill(database: Database, file: Path, report: Report) -> None:
@@ -144,8 +153,8 @@ def _fill(database: Database, file: Path, report: Report) -> None:
     try:
         # One transaction: waiting for the disk after each page takes most of the time.
         with database.snapshot() as source, target.write() as connection:
-            counts = _counts(source)
-            if not any(counts[table.name] for table in _WORTH_KEEPING):
+            inventory = counts(source)
+            if not any(inventory[table.name] for table in WORTH_KEEPING):
                 raise BackupError(
                     "The database is empty, there is nothing to back up: "
                     "check DATABASE_URL or DATA_DIR"
@@ -155,7 +164,7 @@ def _fill(database: Database, file: Path, report: Report) -> None:
             _inventory.create(connection)
             connection.execute(
                 sa.insert(_inventory),
-                [{"name": name, "rows": count} for name, count in counts.items()],
+                [{"name": name, "rows": count} for name, count in inventory.items()],
             )
     finally:
         target.close()
@@ -166,7 +175,7 @@ def _fill(database: Database, file: Path, report: Report) -> None:
 
 
 def _pages(source: Connection, report: Report) -> Iterator[tuple[sa.Table, list[dict[str, Any]]]]:
-    total = sum(_counts(source).values())
+    total = sum(counts(source).values())
     done = 0
     for table in metadata.sorted_tables:
         result = source.execution_options(yield_per=CHUNK).execute(sa.select(table))
@@ -176,7 +185,8 @@ def _pages(source: Connection, report: Report) -> Iterator[tuple[sa.Table, list[
             report(done, total)
 
 
-def _counts(connection: Connection) -> dict[str, int]:
+def counts(connection: Connection) -> dict[str, int]:
+    """Return the number of rows by table."""
     return {
         table.name: connection.execute(sa.select(sa.func.count()).select_from(table)).scalar_one()
         for table in metadata.sorted_tables

