@@ -1,10 +1,14 @@
-"""Versions beside a real Label Studio: going back to one."""
+"""Versions beside a real Label Studio: going back to one, and taking one elsewhere."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 
+from backend.demo.pictures import render
 from tests.e2e.parts import (
+    SOME_CHOICES,
     LabelledProject,
     RunningBackend,
     assert_settled,
@@ -65,3 +69,33 @@ def assert_served_by(backend: RunningBackend, images: LabelledProject, version: 
     assert task is not None
     assert task.model_version == version
     assert scores[task.id] == min(scores[each] for each in open_ids)
+
+
+def test_an_exported_version_classifies_a_folder_for_another_project(
+    backend: RunningBackend, project: NewProject, shared_pictures: Path, tmp_path: Path
+) -> None:
+    images = project(pictures=24)
+    backend.connect(images)
+    images.annotate_next(6)
+    version = assert_settled(backend, images)
+    folder = shared_pictures / "more pictures"
+    folder.mkdir()
+    for number in range(6):
+        render(SOME_CHOICES[number], 100 + number, 96).save(folder / f"{number}.png")
+    model, out = tmp_path / "model", tmp_path / "tasks.json"
+
+    backend.run_cli("export", "--project", str(images.id), "--out", str(model))
+    backend.run_cli("classify", str(folder), "--model", str(model), "--out", str(out))
+
+    other = project(pictures=0)
+    other.api(
+        "POST",
+        "/api/storages/localfiles",
+        json={"project": other.id, "path": str(folder), "use_blob_urls": True},
+    )
+    other.api("POST", f"/api/projects/{other.id}/import", json=json.loads(out.read_text()))
+    assert len(other.tasks()) == 6
+    assert {each.model_version for each in other.predictions()} == {version}
+    assert all(each.choices[0] in SOME_CHOICES for each in other.predictions())
+    for task in other.tasks():
+        assert other.raw.get(task.data["image"]).content.startswith(b"\x89PNG")
