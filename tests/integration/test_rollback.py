@@ -125,6 +125,42 @@ def test_what_is_left_of_its_first_time_is_not_added_again(
         assert_the_queue_follows(label_studio, version)
 
 
+def test_of_its_first_time_few_may_be_left_and_many_tasks_annotated_since(
+    services: Services,
+    store: Store,
+    label_studio: FakeLabelStudio,
+    use: Use,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(refresh_module, "HEAD", 2)
+    ids = label_studio.add_tasks(
+        *(data_uri((step * 18, 60, 255 - step * 18)) for step in range(14))
+    )
+    first = settled(store, Kind.TRAIN, Kind.SYNC)
+    scores = {item["task"]: item["score"] for item in label_studio.predictions.values()}
+    for surest in sorted(ids, key=scores.__getitem__)[-5:]:
+        label_studio.annotate(surest, "red")
+    settled(store, Kind.TRAIN)
+    assert 0 < len(label_studio.predicted(first.name)) < 5
+
+    use("1")
+    do_all(store)
+
+    assert_the_queue_follows(label_studio, first)
+
+
+def test_what_a_sweep_left_of_an_active_version_says_nothing_once_another_is_pinned(
+    services: Services, store: Store, label_studio: FakeLabelStudio, use: Use
+) -> None:
+    first, second = two_versions(store, label_studio)
+    use("1")
+
+    # By a sweep that began before.
+    store.projects.note_surplus(PROJECT, second.name, {first.name: 10})
+
+    assert project_of(store).surplus == {}
+
+
 def test_a_training_does_not_replace_a_pinned_version(
     services: Services, store: Store, label_studio: FakeLabelStudio, use: Use
 ) -> None:
