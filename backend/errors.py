@@ -15,6 +15,7 @@ ClipBackendError
 │   └── LabelStudioUnreachableError
 ├── EncoderError (503)          CLIP cannot be loaded
 ├── ClassifierError             CLIPImageClassifier cannot do what it was asked
+├── ModelError                  an exported model that cannot be written, read or run
 ├── DatasetError                a labelled set that cannot be read or made
 ├── BackupError                 a backup that cannot be written or restored
 ├── MigrationError              a database that cannot be moved to another
@@ -155,6 +156,10 @@ class EncoderError(ClipBackendError):
 
 class ClassifierError(ClipBackendError, ValueError):
     """What `CLIPImageClassifier` was given cannot be used; a ValueError, as in scikit-learn."""
+
+
+class ModelError(ClipBackendError):
+    """An exported model that cannot be written, read or run."""
 
 
 class DatasetError(ClipBackendError):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 
@@ -18,7 +18,6 @@ from backend.errors import ImageError, LabelingConfigError, TaskError
 from backend.instruments import Instruments
 from backend.labelstudio.config import Control, LabelingConfig, image_source
 from backend.labelstudio.decoding import ImageLimits, decode
-from backend.labelstudio.images import ImageFetcher
 from backend.settings import LearningSettings, Score
 from backend.store.embeddings import Embeddings, Failure, Vector
 from backend.store.tasks import Task
@@ -28,6 +27,8 @@ if TYPE_CHECKING:
     import torch
 
     from backend.clip.encoder import Encoder
+
+Used = TypeVar("Used")
 
 # Bounds the memory of one pass.
 TASKS_AT_ONCE = 1000
@@ -48,6 +49,38 @@ class Prediction:
     result: list[dict[str, object]]
     score: float
     model_version: str
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a version says of tasks, as numbers.
+
+    `usable` are the tasks, by index, whose pictures could be had; `errors` say for all why not,
+    where not. For each control, `probabilities` are [N, K] of the usable tasks, columns in the
+    order of the head's choices, and `uncertainties` [N] in [0, 1]; there are none without usable
+    tasks.
+    """
+
+    usable: list[int]
+    probabilities: list[Vector]
+    uncertainties: list[torch.Tensor]
+    errors: list[TaskError]
+
+
+class Pictures(Protocol):
+    """Where pictures come from: `labelstudio.images.ImageFetcher`, or files."""
+
+    def locate(self, source: str) -> str:
+        """Name the picture; raises ImageError for a source that is not supported."""
+
+    def fetch_all(
+        self,
+        wanted: Iterable[tuple[str, int | None]],
+        use: Callable[[bytes], Used],
+        *,
+        ahead: int,
+    ) -> Iterator[Used | ImageError]:
+        """Yield what `use` makes of each picture's bytes, in order."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +123,7 @@ class Predictor:
         self,
         encoder: Encoder,
         embeddings: Embeddings,
-        images: ImageFetcher,
+        images: Pictures,
         limits: ImageLimits,
         instruments: Instruments | None = None,
     ) -> None:
@@ -115,6 +148,23 @@ class Predictor:
         for some in _chunks(tasks, TASKS_AT_ONCE):
             predictions += self._predict(some, config, version, fetch=fetch)
         return predictions
+
+    def score(
+        self, tasks: Sequence[Task], config: LabelingConfig, version: Version, *, fetch: bool = True
+    ) -> Scores:
+        """Return the numbers that `predict` makes its predictions of, for as many tasks as fit."""
+        found = self._look_up(tasks, config, fetch=fetch)
+        if not found.usable:
+            return Scores([], [], [], found.errors)
+        return Scores(
+            found.usable,
+            [
+                version.heads[control.name].head.probabilities(vectors).numpy()
+                for control, vectors in zip(config.controls, found.vectors, strict=True)
+            ],
+            _uncertainties(tasks, found, config, version),
+            found.errors,
+        )
 
     def embed(self, tasks: Iterable[Task], config: LabelingConfig) -> int:
         """Make sure that the store has the tasks' pictures; return how many could not be had."""
@@ -191,27 +241,30 @@ class Predictor:
         """
         import torch
 
+        from backend.learning.strategies import combine
+
         found = self._look_up(tasks, config, fetch=False)
         if not found.usable:
             return [], torch.empty(0)
         ids = [task_id for index in found.usable if (task_id := tasks[index].id) is not None]
-        return ids, _uncertainties(tasks, found, config, version)
+        return ids, combine(_uncertainties(tasks, found, config, version))
 
     def _predict(
         self, tasks: Sequence[Task], config: LabelingConfig, version: Version, *, fetch: bool
     ) -> list[Prediction | TaskError]:
-        found = self._look_up(tasks, config, fetch=fetch)
-        outcome: list[Prediction | TaskError] = [*found.errors]
-        if not found.usable:
+        from backend.learning.strategies import combine
+
+        scores = self.score(tasks, config, version, fetch=fetch)
+        outcome: list[Prediction | TaskError] = [*scores.errors]
+        if not scores.usable:
             return outcome
-        results: list[list[dict[str, object]]] = [[] for _ in found.usable]
-        for control, vectors in zip(config.controls, found.vectors, strict=True):
-            control_head = version.heads[control.name]
-            probabilities = control_head.head.probabilities(vectors)
-            for result, row in zip(results, probabilities.numpy(), strict=True):
-                result.extend(_result(control, control_head.values, row))
-        uncertainties = _uncertainties(tasks, found, config, version).tolist()
-        for index, result, uncertainty in zip(found.usable, results, uncertainties, strict=True):
+        results: list[list[dict[str, object]]] = [[] for _ in scores.usable]
+        for control, probabilities in zip(config.controls, scores.probabilities, strict=True):
+            values = version.heads[control.name].values
+            for result, row in zip(results, probabilities, strict=True):
+                result.extend(_result(control, values, row))
+        uncertainties = combine(scores.uncertainties).tolist()
+        for index, result, uncertainty in zip(scores.usable, results, uncertainties, strict=True):
             outcome[index] = Prediction(
                 tasks[index].id, result, score_of(uncertainty, version), version.name
             )
@@ -395,17 +448,20 @@ def _wordings(value: str, names: Sequence[str], learning: LearningSettings) -> l
     return prompts(names)
 
 
+def chosen_by(control: Control, probabilities: Vector) -> list[int]:
+    """Return which choices a row of probabilities [K] stands for: the likeliest, or all likely."""
+    if control.multiple:
+        return np.flatnonzero(probabilities >= 0.5).tolist()
+    return [int(probabilities.argmax())]
+
+
 def _result(
     control: Control, values: Sequence[str], probabilities: Vector
 ) -> list[dict[str, object]]:
-    if control.multiple:
-        chosen = [index for index in range(len(values)) if probabilities[index] >= 0.5]
-        certainty = float(probabilities[chosen].min()) if chosen else 0.0
-    else:
-        chosen = [int(probabilities.argmax())]
-        certainty = float(probabilities[chosen[0]])
+    chosen = chosen_by(control, probabilities)
     if not chosen:
         return []
+    certainty = float(probabilities[chosen].min())
     return [
         {
             "from_name": control.name,
@@ -419,17 +475,15 @@ def _result(
 
 def _uncertainties(
     tasks: Sequence[Task], found: _Found, config: LabelingConfig, version: Version
-) -> torch.Tensor:
-    from backend.learning.strategies import STRATEGIES, Pool, combine
+) -> list[torch.Tensor]:
+    from backend.learning.strategies import STRATEGIES, Pool
 
     keys = [f"{tasks[index].id}:{version.name}" for index in found.usable]
     measure = STRATEGIES[version.query_strategy].measure
-    return combine(
-        [
-            measure(Pool(vectors, version.heads[control.name].head, vectors[:0], keys))
-            for control, vectors in zip(config.controls, found.vectors, strict=True)
-        ]
-    )
+    return [
+        measure(Pool(vectors, version.heads[control.name].head, vectors[:0], keys))
+        for control, vectors in zip(config.controls, found.vectors, strict=True)
+    ]
 
 
 def _vector(

@@ -13,6 +13,7 @@ from backend.errors import QueueError, SettingsError
 from backend.jobs.queue import JobQueue
 from backend.settings import Settings
 from backend.store import Store
+from backend.store.projects import Project
 from backend.store.requests import Kind
 from backend.store.versions import Version
 
@@ -99,7 +100,7 @@ def show_status(store: Store, settings: Settings) -> None:
             published = f"{when:%Y-%m-%d %H:%M:%S}"
         table.add_row(
             str(project.id),
-            project.model_version or "–",
+            _version(project),
             str(version.annotations) if version is not None else "–",
             str(progress.open),
             str(progress.predicted),
@@ -107,6 +108,12 @@ def show_status(store: Store, settings: Settings) -> None:
             published,
             _work(store, project.id) if project.connected else "disconnected",
         )
+        if project.pinned is not None:
+            latest = store.versions.names(project.id)[0]
+            advice.append(
+                f"project {project.id} is pinned to {project.pinned}, the latest version is "
+                f"{latest}: `clip-backend versions use latest --project {project.id}` goes to it"
+            )
         for control, report in (version.report if version is not None else {}).items():
             if "advice" in report:
                 advice.append(f"project {project.id}, {control}: {report['advice']}")
@@ -157,6 +164,10 @@ def _accuracy(version: Version | None) -> str:
     ]
     lines = [f"{each['value']:.0%} ({each['low']:.0%} to {each['high']:.0%})" for each in estimates]
     return "\n".join(lines) or "–"
+
+
+def _version(project: Project) -> str:
+    return f"{project.model_version or '–'}{' (pinned)' if project.pinned else ''}"
 
 
 def _work(store: Store, project_id: int) -> str:

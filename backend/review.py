@@ -25,11 +25,11 @@ MOST_IN_VIEW = 200
 
 
 def review(store: Store, client: LabelStudio, project_id: int, *, limit: int) -> None:
-    """Print what the active version's report says of the labels, and keep a view of the suspects.
+    """Print what the latest version's report says of the labels, and keep a view of the suspects.
 
     Raises SettingsError for a project without a version.
     """
-    version = store.versions.active(project_id)
+    version = store.versions.latest(project_id)
     if version is None:
         raise SettingsError(
             f"Project {project_id} has no model version yet: "

@@ -227,6 +227,7 @@ class ReportAnswer(_Answer):
 
     project: int
     model_version: str | None
+    pinned: bool = Field(description="Whether trainings leave this version in use")
     controls: dict[str, Any] = Field(description="What is known of each control's head")
 
 

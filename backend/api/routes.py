@@ -212,10 +212,12 @@ def _protocol(services: ApiServices, metrics: Metrics, bounds: _Bounds) -> Bluep
     def report() -> Response:
         project_id = _known(messages.project_id(request.args.get("project")))
         version = store.versions.active(project_id)
+        project = store.projects.get(project_id)
         return _answer(
             {
                 "project": project_id,
                 "model_version": version.name if version is not None else None,
+                "pinned": project is not None and project.pinned is not None,
                 "controls": version.report if version is not None else {},
             }
         )

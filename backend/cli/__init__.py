@@ -7,7 +7,7 @@ import sys
 import typer
 
 # In the order of --help.
-from backend.cli import running, projects, upkeep, study  # noqa: F401 # isort: skip
+from backend.cli import running, projects, versions, upkeep, study  # noqa: F401 # isort: skip
 from backend.cli.app import app
 from backend.errors import NOT_CONFIGURED, ClipBackendError, EncoderError, SettingsError
 

@@ -92,7 +92,7 @@ def sweep(services: Services, claim: Claim) -> None:
             if services.stopping.is_set() or store.requests.more_urgent_is_due(Kind.SWEEP):
                 store.requests.add(claim.request)
                 return
-    store.projects.update(project_id, surplus=dict(surplus))
+    store.projects.note_surplus(project_id, active, surplus)
     if removed:
         log.info("removed superseded predictions project=%d count=%d", project_id, removed)
 

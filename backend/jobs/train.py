@@ -12,9 +12,10 @@ from backend.labelstudio.acceptance import acceptance_of
 from backend.labelstudio.agreement import agreement_of
 from backend.labelstudio.annotations import Labels, labels_of
 from backend.labelstudio.client import RemoteProject, RemoteTask
-from backend.labelstudio.config import Control, parse_labeling_config
+from backend.labelstudio.config import Control, LabelingConfig, parse_labeling_config
 from backend.prediction import fingerprint, fits, zero_shot_head
 from backend.settings import LearningSettings
+from backend.store.projects import Project
 from backend.store.requests import Claim, Kind, Request
 from backend.store.tasks import StoredTask, Task
 from backend.store.versions import ControlHead, Version, is_ours
@@ -36,7 +37,8 @@ MORE = 50
 def train(services: Services, claim: Claim) -> None:
     """Read a project's annotations, train its heads and publish them as a version.
 
-    Does nothing where the version in use already comes from the same labels, config and settings.
+    Does nothing where the latest version already comes from the same labels, config and settings.
+    A pinned version stays the active one, and the latest one is what `versions use latest` goes to.
     """
     store, project_id = services.store, claim.request.project_id
     project = store.projects.get(project_id)
@@ -69,8 +71,9 @@ def train(services: Services, claim: Claim) -> None:
     )
     store.tasks.close_all_but(project_id, {task.id for task in annotated if not task.open})
 
-    active = store.versions.active(project_id)
-    before = {} if active is None else active.report
+    _let_go(services, project, config)
+    latest = store.versions.latest(project_id)
+    before = {} if latest is None else latest.report
     labelled = {
         control.name: _Labelled(services, control, annotated, before.get(control.name, {}))
         for control in config.controls
@@ -87,9 +90,9 @@ def train(services: Services, claim: Claim) -> None:
         annotations=len(annotated),
     )
     if (
-        active is None
-        or active.fingerprint != version.fingerprint
-        or not fits(active, config, version.encoder)
+        latest is None
+        or latest.fingerprint != version.fingerprint
+        or not fits(latest, config, version.encoder)
     ):
         sample = store.tasks.some(project_id, POOL)
         with services.instruments.training():
@@ -101,18 +104,36 @@ def train(services: Services, claim: Claim) -> None:
         heads = {name: head for name, (head, _) in trained.items()}
         report = {name: of_control for name, (_, of_control) in trained.items()}
         published = store.versions.publish(replace(version, heads=heads, report=report))
+        now = store.projects.get(project_id)
         log.info(
-            "published project=%d version=%s tasks_annotated=%d labels=%s",
+            "published project=%d version=%s tasks_annotated=%d labels=%s%s",
             project_id,
             published.name,
             len(annotated),
             ",".join(f"{name}:{len(of_control)}" for name, of_control in labels.items()),
+            f" not used: pinned to {now.pinned}" if now is not None and now.pinned else "",
         )
     else:
         # Annotators can come to agree or disagree without a label that changes.
-        store.versions.amend(active, {name: each.people for name, each in labelled.items()})
+        store.versions.amend(latest, {name: each.people for name, each in labelled.items()})
     store.projects.update(project_id, watermark=mark)
     store.requests.add(Request(project_id, Kind.REFRESH))
+
+
+def _let_go(services: Services, project: Project, config: LabelingConfig) -> None:
+    """Unpin a version that cannot predict what is asked for any more."""
+    versions = services.store.versions
+    active = versions.active(project.id)
+    if project.pinned is None or active is None:
+        return
+    if not fits(active, config, services.predictor.encoder.identity):
+        log.warning(
+            "unpinned project=%d version=%s: the labeling config or CLIP has changed, and it does "
+            "not fit any more; the latest version is used again",
+            project.id,
+            project.pinned,
+        )
+        versions.unpin(project.id, project.pinned)
 
 
 def remote_project(services: Services, project_id: int) -> RemoteProject | None:
@@ -182,6 +203,7 @@ class _Labelled:
             )
         report = self._counts() | self.people
         if trained.evaluation is not None and trained.out_of_fold is not None:
+            report["temperature"] = trained.temperature
             report["out_of_fold"] = asdict(trained.evaluation)
             report["suspects"] = suspected_labels(
                 trained.out_of_fold.cpu(),

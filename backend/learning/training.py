@@ -73,6 +73,9 @@ class Trained:
         The same of heads that were trained on half as many labels as those.
     evaluation : Evaluation, optional
         Of `out_of_fold`.
+    temperature : float
+        What the logits of `head` were divided by to calibrate it, already in its weights. `head`
+        may be the mean of several, each with its own: the harmonic mean of those.
 
     """
 
@@ -80,6 +83,7 @@ class Trained:
     out_of_fold: Tensor | None = None
     of_fewer: Tensor | None = None
     evaluation: Evaluation | None = None
+    temperature: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -189,6 +193,7 @@ def _train(embeddings: Tensor, targets: Tensor, prior: Head, pool: Tensor | None
     weights = torch.zeros_like(prior.weights)
     bias = torch.zeros_like(prior.bias)
     logits = torch.zeros_like(labelled.prior_logits)
+    inverse_temperature = 0.0
     for candidate, share in averaged:
         setting = candidate.setting
         head = (
@@ -202,6 +207,7 @@ def _train(embeddings: Tensor, targets: Tensor, prior: Head, pool: Tensor | None
         )
         sharpness, _ = judge.temperature(candidate.out_of_fold, candidate.in_sample, doubt)
         factor = share / sharpness
+        inverse_temperature += factor
         weights += factor * head.weights
         bias += factor * head.bias
         logits += factor * candidate.out_of_fold
@@ -211,6 +217,7 @@ def _train(embeddings: Tensor, targets: Tensor, prior: Head, pool: Tensor | None
         out_of_fold,
         _probabilities(labelled, _of_fewer(labelled, averaged[0][0].setting), prior),
         evaluate(out_of_fold, targets),
+        1 / inverse_temperature,
     )
 
 

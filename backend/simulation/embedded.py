@@ -15,6 +15,7 @@ from backend.errors import DatasetError, ImageError
 from backend.labelstudio.decoding import ImageLimits, decode
 from backend.simulation.atomic import replacing
 from backend.simulation.dataset import EmbeddedDataset, LabelledImages, Vectors
+from backend.simulation.sources import read_file, why_no_picture
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -265,14 +266,6 @@ def _shape(array: NDArray[Any]) -> str:
 
 def _read(path: Path, limits: ImageLimits) -> Image | str:
     try:
-        # Looked at first: opening a pipe would wait for a writer.
-        if not path.is_file():
-            return "is not a file" if path.exists() else "does not exist"
-        if path.stat().st_size > limits.max_bytes:
-            return f"larger than the limit of {limits.max_bytes} bytes"
-        return decode(path.read_bytes(), limits)
+        return decode(read_file(path, limits.max_bytes), limits)
     except ImageError as error:
-        # What would be a server's message is a file of its own here.
-        return str(error) if error.permanent else "not a picture: the file is text"
-    except OSError as error:
-        return f"cannot be read: {error.strerror}"
+        return why_no_picture(error)

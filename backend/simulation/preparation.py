@@ -30,7 +30,7 @@ from backend.simulation.dataset import (
 )
 from backend.simulation.embedded import duplicates, encode_files, save_embeddings, with_texts
 from backend.simulation.export import ExportOptions, from_export
-from backend.simulation.sources import Source, Unreadable, from_csv, from_folder
+from backend.simulation.sources import Source, Unreadable, from_csv, from_folder, printable
 
 if TYPE_CHECKING:
     from backend.clip.encoder import Encoder
@@ -264,14 +264,14 @@ def _show(found: Source, prepared: _Prepared, files: Files, report: Path) -> Non
     images = prepared.images
     table = Table("class", TRAIN, VALIDATION, "all")
     for name, train, validation in prepared.counts():
-        table.add_row(Text(_shown(name)), str(train), str(validation), str(train + validation))
+        table.add_row(Text(printable(name)), str(train), str(validation), str(train + validation))
     table.add_section()
     validation = int(prepared.validation.sum())
     n = len(images.paths)
     table.add_row("all", str(n - validation), str(validation), str(n))
     console.print(table)
     for note in prepared.notes:
-        console.print(_shown(note))
+        console.print(printable(note))
     for count, what in (
         (found.unlabelled, "without a label"),
         (found.ties, "annotators disagree evenly"),
@@ -315,12 +315,7 @@ def _show_some(console: Console, title: str, lines: Sequence[str], of: int | Non
         return
     console.print(title)
     for line in lines[:_SHOWN]:
-        console.print(f"  {_shown(line)}")
+        console.print(f"  {printable(line)}")
     more = (len(lines) if of is None else of) - _SHOWN
     if more > 0:
         console.print(f"  and {more} more: see the report")
-
-
-def _shown(text: str) -> str:
-    """Return a text that cannot move the cursor or colour the terminal."""
-    return "".join(character if character.isprintable() else "�" for character in text)

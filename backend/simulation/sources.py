@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from backend.errors import DatasetError
+from backend.errors import DatasetError, ImageError
 from backend.simulation.dataset import TRAIN, VALIDATION, read_rows
 
 _REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://|data:", re.ASCII)
@@ -63,7 +63,7 @@ def from_folder(folder: Path) -> Source:
     Raises DatasetError for a folder that cannot be listed.
     """
     source = Source()
-    for path in _files(folder, source):
+    for path in files_below(folder, source.unreadable):
         place = path.relative_to(folder)
         label = place.parts[0].strip()
         if len(place.parts) == 1 or not label:
@@ -104,7 +104,13 @@ def from_csv(path: Path) -> Source:
     return source
 
 
-def _files(folder: Path, source: Source) -> Iterator[Path]:
+def files_below(folder: Path, left_out: list[Unreadable]) -> Iterator[Path]:
+    """Yield the files below a folder by name; hidden ones are passed over.
+
+    Links to folders are not followed but added to `left_out`. Raises DatasetError for a folder
+    that cannot be listed.
+    """
+
     def refuse(error: OSError) -> None:
         raise DatasetError(f"{error.filename} cannot be listed: {error.strerror}")
 
@@ -113,7 +119,31 @@ def _files(folder: Path, source: Source) -> Iterator[Path]:
         for name in folders:
             path = Path(place, name)
             if path.is_symlink():
-                source.unreadable.append(
+                left_out.append(
                     Unreadable(str(path), "is a link to a folder, which is not followed")
                 )
         yield from (Path(place, name) for name in sorted(files) if not name.startswith("."))
+
+
+def read_file(path: Path, max_bytes: int) -> bytes:
+    """Return a picture file's bytes; raises ImageError."""
+    try:
+        # Looked at first: opening a pipe would wait for a writer.
+        if not path.is_file():
+            raise ImageError("is not a file" if path.exists() else "does not exist")
+        if path.stat().st_size > max_bytes:
+            raise ImageError(f"larger than the limit of {max_bytes} bytes")
+        return path.read_bytes()
+    except OSError as error:
+        raise ImageError(f"cannot be read: {error.strerror}") from error
+
+
+def why_no_picture(error: ImageError) -> str:
+    """Return why a file is no picture."""
+    # What would be a server's message is a file of its own here.
+    return str(error) if error.permanent else "not a picture: the file is text"
+
+
+def printable(text: str) -> str:
+    """Return a text that cannot move the cursor or colour the terminal."""
+    return "".join(character if character.isprintable() else "�" for character in text)

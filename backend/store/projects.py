@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +17,8 @@ from backend.store.schema import Database, projects
 class Project:
     """What is known of one of Label Studio's projects.
 
-    `model_version` is the active version; `connection` what `connect` changed in Label Studio;
+    `model_version` is the active version, `pinned` the same one where trainings are not to replace
+    it; `connection` what `connect` changed in Label Studio;
     `watermark` Label Studio's counters when the labels were last read; `surplus` how many
     predictions more than one of a task the last sweep left, by version; `marked_at` when the last
     round began that marked all its pictures in use, `marking` how far the one at hand has come.
@@ -27,6 +29,7 @@ class Project:
     extra_params: dict[str, Any] = field(default_factory=dict)
     connected: bool = True
     model_version: str | None = None
+    pinned: str | None = None
     connection: dict[str, Any] | None = None
     webhook_digest: str | None = None
     webhook_at: float | None = None
@@ -95,6 +98,15 @@ class Projects:
         with self._database.write() if within is None else nullcontext(within) as connection:
             connection.execute(
                 sa.update(projects).where(projects.c.id == project_id).values(**values)
+            )
+
+    def note_surplus(self, project_id: int, active: str, surplus: Mapping[str, int]) -> None:
+        """Keep what a sweep left, unless another version has become the active one meanwhile."""
+        with self._database.write() as connection:
+            connection.execute(
+                sa.update(projects)
+                .where(projects.c.id == project_id, projects.c.model_version == active)
+                .values(surplus=dict(surplus))
             )
 
     def forget(self, project_id: int) -> None:

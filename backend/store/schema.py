@@ -18,7 +18,7 @@ from backend.errors import DatabaseError, SettingsError
 metadata = sa.MetaData()
 
 # What the tables below are; `migrations/versions/` has how to come to it.
-REVISION = "0002"
+REVISION = "0003"
 
 # The name of PostgreSQL's lock around an upgrade: "clip".
 _UPGRADE_LOCK = 0x636C6970
@@ -54,6 +54,8 @@ projects = sa.Table(
     sa.Column("extra_params", sa.JSON, nullable=False),
     sa.Column("connected", sa.Boolean, nullable=False),
     sa.Column("model_version", sa.Text),
+    # The same version where somebody chose it, so that a training does not replace it.
+    sa.Column("pinned", sa.Text),
     # What `connect` changed in Label Studio, so that `disconnect` undoes exactly that.
     sa.Column("connection", sa.JSON),
     # Digest of the secret that `connect` put on the webhook; the secret itself is not kept.

@@ -10,16 +10,17 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
+from sqlalchemy.engine import Connection
 
 from backend.errors import NotFoundError
-from backend.store.schema import Database, projects, versions
+from backend.store.schema import Database, projects, tasks, versions
 
 if TYPE_CHECKING:
     from backend.learning.head import Head
 
 _NAME = re.compile(r"clip-backend-\d+-[0-9a-f]{8}")
 
-# Enough to see how a project came along; older heads serve nobody.
+# Enough to see how a project came along and to go back; older heads serve only who pinned them.
 KEPT = 100
 
 
@@ -85,6 +86,18 @@ class Published:
     created_at: float | None
 
 
+class Summary:
+    """What is known of a stored version without its heads, which may take megabytes."""
+
+    number: int
+    name: str
+    encoder: str
+    query_strategy: str
+    annotations: int
+    report: dict[str, Any]
+    created_at: float
+
+
 def is_ours(model_version: str) -> bool:
     """Tell whether a prediction's model version is one that this backend gave."""
     return _NAME.fullmatch(model_version) is not None
@@ -106,6 +119,38 @@ class Versions:
         with self._database.read() as connection:
             row = connection.execute(query).one_or_none()
         return None if row is None else _from_row(row)
+
+    def latest(self, project_id: int) -> Version | None:
+        """Return the version of the last training: the active one unless another is pinned."""
+        query = (
+            sa.select(versions)
+            .where(versions.c.project_id == project_id)
+            .order_by(versions.c.number.desc())
+            .limit(1)
+        )
+        with self._database.read() as connection:
+            row = connection.execute(query).one_or_none()
+        return None if row is None else _from_row(row)
+
+    def get(self, project_id: int, number: int) -> Version | None:
+        """Return the version of a number, where it is stored."""
+        query = sa.select(versions).where(
+            versions.c.project_id == project_id, versions.c.number == number
+        )
+        with self._database.read() as connection:
+            row = connection.execute(query).one_or_none()
+        return None if row is None else _from_row(row)
+
+    def summaries(self, project_id: int) -> list[Summary]:
+        """Return what is known of each stored version, newest first."""
+        columns = [versions.c[name] for name in Summary.__dataclass_fields__]
+        query = (
+            sa.select(*columns)
+            .where(versions.c.project_id == project_id)
+            .order_by(versions.c.number.desc())
+        )
+        with self._database.read() as connection:
+            return [Summary(*row) for row in connection.execute(query)]
 
     def names(self, project_id: int | None = None) -> list[str]:
         """Return the names of versions, newest first; of one project or of all."""
@@ -190,20 +235,15 @@ class Versions:
             return [Figures(*row) for row in connection.execute(query)]
 
     def publish(self, version: Version) -> Version:
-        """Store a version under the project's next number and make it the active one.
+        """Store a version under the project's next number; make it active unless one is pinned.
 
-        One transaction: no reader sees a project whose active version does not exist. Raises
-        NotFoundError for a project that was forgotten.
+        One transaction: no reader sees a project whose active version does not exist. The last
+        `KEPT` versions are kept, and a pinned one however old it is. Raises NotFoundError for a
+        project that was forgotten.
         """
         with self._database.write() as connection:
             # The project's row is the lock under which numbers are given.
-            row = connection.execute(
-                sa.select(projects.c.id)
-                .where(projects.c.id == version.project_id)
-                .with_for_update()
-            ).one_or_none()
-            if row is None:
-                raise NotFoundError(f"project {version.project_id} is no longer known here")
+            pinned = _lock(connection, version.project_id).pinned
             newest = connection.execute(
                 sa.select(sa.func.max(versions.c.number)).where(
                     versions.c.project_id == version.project_id
@@ -219,24 +259,65 @@ class Versions:
                     encoder=published.encoder,
                     query_strategy=published.query_strategy,
                     score=published.score,
-                    heads=_to_bytes(published.heads),
+                    heads=heads_to_bytes(published.heads),
                     annotations=published.annotations,
                     report=published.report,
                     created_at=published.created_at,
                 )
             )
-            connection.execute(
-                sa.update(projects)
-                .where(projects.c.id == published.project_id)
-                .values(model_version=published.name)
-            )
+            if pinned is None:
+                connection.execute(
+                    sa.update(projects)
+                    .where(projects.c.id == published.project_id)
+                    .values(model_version=published.name)
+                )
             connection.execute(
                 sa.delete(versions).where(
                     versions.c.project_id == published.project_id,
                     versions.c.number <= published.number - KEPT,
+                    versions.c.name != (pinned or published.name),
                 )
             )
         return published
+
+    def pin(self, project_id: int, name: str) -> None:
+        """Make a stored version the active one, and keep it so whatever is trained.
+
+        Raises NotFoundError where the project or the version is no longer there.
+        """
+        with self._database.write() as connection:
+            before = _lock(connection, project_id)
+            stored = connection.scalar(
+                sa.select(versions.c.number).where(
+                    versions.c.project_id == project_id, versions.c.name == name
+                )
+            )
+            if stored is None:
+                raise NotFoundError(f"project {project_id}: {name} is no longer stored")
+            _activate(connection, before, name)
+            connection.execute(
+                sa.update(projects).where(projects.c.id == project_id).values(pinned=name)
+            )
+
+    def unpin(self, project_id: int, name: str) -> None:
+        """Make the latest version the active one, if the one of this name is still pinned.
+
+        Raises NotFoundError where the project is no longer there.
+        """
+        with self._database.write() as connection:
+            before = _lock(connection, project_id)
+            if before.pinned != name:
+                return
+            latest = connection.scalars(
+                sa.select(versions.c.name)
+                .where(versions.c.project_id == project_id)
+                .order_by(versions.c.number.desc())
+                .limit(1)
+            ).one()
+            _activate(connection, before, latest)
+            connection.execute(
+                sa.update(projects).where(projects.c.id == project_id).values(pinned=None)
+            )
 
     def forget(self, project_id: int) -> None:
         """Drop all versions of a project."""
@@ -250,7 +331,48 @@ def _is_active() -> sa.ColumnElement[bool]:
     )
 
 
-def _to_bytes(heads: Mapping[str, ControlHead]) -> bytes:
+@dataclass(frozen=True)
+class _InUse:
+    """Which version a project uses, as long as its row is locked."""
+
+    project_id: int
+    model_version: str | None
+    pinned: str | None
+
+
+def _lock(connection: Connection, project_id: int) -> _InUse:
+    row = connection.execute(
+        sa.select(projects.c.id, projects.c.model_version, projects.c.pinned)
+        .where(projects.c.id == project_id)
+        .with_for_update()
+    ).one_or_none()
+    if row is None:
+        raise NotFoundError(f"project {project_id} is no longer known here")
+    return _InUse(*row)
+
+
+def _activate(connection: Connection, before: _InUse, name: str) -> None:
+    if before.model_version == name:
+        return
+    # What Label Studio still holds of it from its first time was removed in part since. Forgotten
+    # here, so that the next refresh looks.
+    connection.execute(
+        sa.update(tasks)
+        .where(tasks.c.project_id == before.project_id, tasks.c.model_version == name)
+        .values(model_version=None)
+    )
+    connection.execute(
+        sa.update(projects)
+        .where(projects.c.id == before.project_id)
+        .values(model_version=name, surplus={})
+    )
+
+
+def heads_to_bytes(heads: Mapping[str, ControlHead]) -> bytes:
+    """Return heads as a safetensors file: `0.weights` and `0.bias` of the first control, and so on.
+
+    Its metadata name the controls and their choices, as JSON.
+    """
     from safetensors.torch import save
 
     # Control names are hostile input and stay out of tensor names.
@@ -272,14 +394,15 @@ def _from_row(row: sa.Row[Any]) -> Version:
         encoder=row.encoder,
         query_strategy=row.query_strategy,
         score=row.score,
-        heads=_from_bytes(row.heads),
+        heads=heads_from_bytes(row.heads),
         annotations=row.annotations,
         report=row.report,
         created_at=row.created_at,
     )
 
 
-def _from_bytes(data: bytes) -> dict[str, ControlHead]:
+def heads_from_bytes(data: bytes) -> dict[str, ControlHead]:
+    """Return what `heads_to_bytes` was given."""
     from safetensors.torch import load
 
     from backend.learning.head import Head

@@ -269,10 +269,11 @@ def test_the_report_tells_of_the_active_version(
 
     after = client.get("/report?project=7").get_json()
 
-    assert before == {"project": 7, "model_version": None, "controls": {}}
+    assert before == {"project": 7, "model_version": None, "pinned": False, "controls": {}}
     assert after == {
         "project": 7,
         "model_version": published.name,
+        "pinned": False,
         "controls": {"colour": {"labels": 3}},
     }
 

@@ -368,6 +368,7 @@ def test_a_backup_of_an_older_release_is_upgraded(
         "DELETE FROM backup WHERE name = 'encoders'",
         "ALTER TABLE projects DROP COLUMN marked_at",
         "ALTER TABLE projects DROP COLUMN marking",
+        "ALTER TABLE projects DROP COLUMN pinned",
         "UPDATE alembic_version SET version_num = '0001'",
     ):
         change(backup, statement)

@@ -106,6 +106,7 @@ def test_a_database_of_the_first_release_keeps_its_rows(database_url: str) -> No
     project = store.projects.get(7)
     assert project is not None
     assert (project.webhook_at, project.watermark, project.marked_at) == (1.5, [1], None)
+    assert project.pinned is None
     assert [*store.tasks.all(7)] == [
         [StoredTask(1, {"image": "http://a"}, True, "clip-backend-1-01234567")]
     ]

@@ -1,0 +1,1 @@
+"""Models without Label Studio: a version written to a folder, and run on a folder of pictures."""
