@@ -10,13 +10,17 @@ PIP_ARGS ?=
 BENCHMARKS := start webhook_latency scoring training store growth workers load predict reordering
 DEMO_ARGS := $(if $(AUTO),--auto)
 
-.PHONY: help install demo test lint fuzz format bench bench-learning soak clean
+.PHONY: help install demo test test-unit lint docs screenshots fuzz format bench \
+	bench-learning soak clean
 
 help:
 	@echo "make demo          a real Label Studio with a project of drawn pictures, connected"
 	@echo "make demo AUTO=1   the same, annotating by itself and printing how accuracy rises"
 	@echo "make test          every test"
+	@echo "make test-unit     those that need neither Label Studio, Redis, PostgreSQL nor a browser"
 	@echo "make lint          ruff, mypy, import-linter, pip-audit"
+	@echo "make docs          the documentation, with its links checked, in build/site"
+	@echo "make screenshots   the documentation's pictures of Label Studio, taken anew"
 	@echo "make fuzz          200,000 hostile requests to the API (FUZZ_ARGS=\"--bodies N --seed N\")"
 	@echo "make format        let ruff format the code"
 	@echo "make bench         the benchmarks"
@@ -58,6 +62,10 @@ test: $(VENV)/.installed $(LABEL_STUDIO)/.installed $(LABEL_STUDIO_ML)/.installe
 	@echo "==> running every test"
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
+test-unit: $(VENV)/.installed
+	@echo "==> running the unit tests"
+	@$(BIN)/python -m pytest tests/unit $(PYTEST_ARGS)
+
 lint: $(VENV)/.installed
 	@echo "==> ruff"
 	@$(BIN)/ruff check .
@@ -68,6 +76,16 @@ lint: $(VENV)/.installed
 	@$(BIN)/lint-imports
 	@echo "==> pip-audit"
 	@scripts/audit $(BIN)
+
+docs: $(VENV)/.installed
+	@echo "==> building the documentation"
+	@$(BIN)/mkdocs build --quiet --strict
+	@echo "open build/site/index.html"
+
+screenshots: $(VENV)/.installed $(LABEL_STUDIO)/.installed
+	@scripts/install_chromium
+	@echo "==> taking the documentation's screenshots"
+	@$(BIN)/python -m pytest tests/e2e/test_browser.py --screenshots docs/images
 
 fuzz: $(VENV)/.installed
 	@echo "==> hostile requests to the API"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -22,6 +23,9 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--soak-minutes", type=float, default=3.0, help="how long the soak takes")
+    parser.addoption(
+        "--screenshots", type=Path, help="Folder for the documentation's pictures of Label Studio."
+    )
     parser.addoption(
         "--every-kill-point",
         action="store_true",

@@ -118,8 +118,18 @@ def demo(
     folder: Annotated[
         Path, typer.Option(help="Where the demo keeps its data; delete it to start anew.")
     ] = Path("demo-data"),
+    no_label_studio: Annotated[
+        bool,
+        typer.Option("--no-label-studio", help="Start none: simulate annotators, and end."),
+    ] = False,
 ) -> None:
     """Start a Label Studio with a project of drawn pictures, connected to this backend."""
+    if no_label_studio:
+        from rich.console import Console
+
+        from backend.offline_demo import run_offline_demo
+
+        raise typer.Exit(run_offline_demo(Console()))
     from backend.demo.run import run_demo
 
     raise typer.Exit(run_demo(label_studio=label_studio, folder=folder, auto=auto))

@@ -86,6 +86,7 @@ class Published:
     created_at: float | None
 
 
+@dataclass(frozen=True)
 class Summary:
     """What is known of a stored version without its heads, which may take megabytes."""
 

@@ -68,11 +68,11 @@ def read_compose(
 
 
 def check_command(arguments: Sequence[str]) -> None:
-    """Fail where `clip-backend` does not take these arguments, or README does not show them."""
+    """Fail where `clip-backend` does not take these arguments, or no document shows them."""
     name, *options = arguments
     command = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
     command.make_context(name, list(options))
-    assert f"| `clip-backend {name}` |" in (ROOT / "README.md").read_text()
+    assert f"| `clip-backend {name}` |" in (ROOT / "docs/commands.md").read_text()
 
 
 def check_settings(names: Sequence[str]) -> None:

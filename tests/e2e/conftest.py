@@ -67,10 +67,13 @@ def project(
     """Return what makes projects; they are disconnected from nothing and stay."""
     with ExitStack() as opened:
 
-        def make(*, pictures: int, config: str | None = None) -> LabelledProject:
-            made = new_project(label_studio, title=request.node.name[:50], config=config)
+        def make(
+            *, pictures: int, config: str | None = None, title: str | None = None, size: int = 96
+        ) -> LabelledProject:
+            title = title or request.node.name[:50]
+            made = new_project(label_studio, title=title, config=config)
             opened.callback(made.close)
-            made.draw(pictures)
+            made.draw(pictures, size=size)
             return made
 
         yield make

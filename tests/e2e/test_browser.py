@@ -5,15 +5,20 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator
+from io import BytesIO
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from playwright.sync_api import Page, expect, sync_playwright
 
 from backend.demo.label_studio import LabelStudioServer
 from tests.e2e.parts import PATIENCE, LabelledProject, RunningBackend, assert_settled, wait_for
 
 NewProject = Callable[..., LabelledProject]
+
+# Of the projects that the documentation shows.
+TITLE = "Things to wear"
 
 CHROMIUM = Path(os.environ.get("CHROMIUM") or "/usr/bin/chromium")
 
@@ -38,6 +43,22 @@ def page(label_studio: LabelStudioServer) -> Iterator[Page]:
         opened.wait_for_url(lambda url: "login" not in url, wait_until="commit")
         yield opened
         browser.close()
+
+
+@pytest.fixture
+def keep_screenshot(page: Page, request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Return what takes a picture of the page for the documentation, where --screenshots asks."""
+    folder: Path | None = request.config.getoption("--screenshots")
+
+    def keep(name: str) -> None:
+        if folder is None:
+            return
+        taken = Image.open(BytesIO(page.screenshot()))
+        # A page has few colours: a palette is a third of the size and looks the same.
+        small = taken.convert("RGB").quantize(128, dither=Image.Dither.NONE)
+        small.save(folder / f"{name}.png", optimize=True)
+
+    return keep
 
 
 def test_the_annotator_is_shown_the_least_certain_task_with_its_prediction_selected(
@@ -75,6 +96,56 @@ def test_the_annotator_is_shown_the_least_certain_task_with_its_prediction_selec
 
     _expect_task(page, least_certain.id)
     assert _selected(page) == list(least_certain.choices)
+
+
+def test_the_view_of_the_data_manager_lists_the_least_certain_task_first(
+    backend: RunningBackend,
+    label_studio: LabelStudioServer,
+    project: NewProject,
+    page: Page,
+    keep_screenshot: Callable[[str], None],
+) -> None:
+    images = project(pictures=12, size=256, title=TITLE)
+    backend.connect(images)
+    assert_settled(backend, images)
+    version = images.model_version()
+    current = [each for each in images.predictions() if each.model_version == version]
+    expected = [each.task for each in sorted(current, key=lambda each: each.score)]
+    [view] = images.client.views(images.id)
+
+    page.goto(f"{label_studio.url}/projects/{images.id}/data?tab={view['id']}", wait_until="commit")
+
+    rows = page.get_by_role("checkbox", name=re.compile(r"^Select Task \d+$"))
+    expect(rows).to_have_count(len(expected), timeout=PATIENCE * 1000)
+    labels = [row.get_attribute("aria-label") for row in rows.all()]
+    assert labels == [f"Select Task {task}" for task in expected]
+    keep_screenshot("data-manager")
+
+
+def test_a_task_and_the_model_page_as_the_documentation_shows_them(
+    backend: RunningBackend,
+    label_studio: LabelStudioServer,
+    project: NewProject,
+    page: Page,
+    keep_screenshot: Callable[[str], None],
+) -> None:
+    images = project(pictures=30, size=256, title=TITLE)
+    backend.connect(images)
+    assert_settled(backend, images)
+    images.annotate_next(10)
+    assert_settled(backend, images)
+    task = images.next()
+    assert task is not None
+
+    page.goto(f"{label_studio.url}/projects/{images.id}/data?labeling=1", wait_until="commit")
+
+    _expect_task(page, task.id)
+    keep_screenshot("labeling")
+
+    page.goto(f"{label_studio.url}/projects/{images.id}/settings/ml", wait_until="commit")
+
+    expect(page.get_by_text("Connected", exact=True)).to_be_visible()
+    keep_screenshot("model-settings")
 
 
 def _train_when_asked(backend: RunningBackend, images: LabelledProject) -> None:
