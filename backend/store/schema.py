@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, Engine, make_url
+from tenacity import retry, retry_if_exception_message, stop_after_delay, wait_random
 
 from backend.errors import DatabaseError, SettingsError
 
@@ -305,9 +306,21 @@ def _prepare_sqlite(connection: Any, _record: object) -> None:
     # The driver's own transactions start too late to take the write lock in time.
     connection.isolation_level = None
     cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode = WAL")
+    _write_ahead(cursor)
     cursor.execute("PRAGMA synchronous = FULL")
     cursor.close()
+
+
+@retry(
+    retry=retry_if_exception_message(match="database is locked"),
+    wait=wait_random(0.001, 0.01),
+    stop=stop_after_delay(float(_SQLITE_TIMEOUT)),
+    reraise=True,
+)
+def _write_ahead(cursor: Any) -> None:
+    # The one statement that does not wait for the lock by itself: where another process opens the
+    # new database at the same moment, it fails at once.
+    cursor.execute("PRAGMA journal_mode = WAL")
 
 
 def _begin_sqlite(connection: Connection) -> None:

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import sqlite3
 import threading
+from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
 
 import pytest
 
@@ -146,6 +149,22 @@ def test_processes_that_start_together_open_one_database(database_url: str) -> N
         thread.join()
 
     assert errors == []
+
+
+def test_a_new_database_that_another_process_writes_to_is_waited_for(tmp_path: Path) -> None:
+    file = tmp_path / "new.sqlite3"
+    other = sqlite3.connect(file, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    other.execute("CREATE TABLE of_another (id)")
+
+    with ThreadPoolExecutor() as pool:
+        opening = pool.submit(Store.open, f"sqlite:///{file}")
+        # For as long as it takes to fail; it does not, however long that is.
+        wait([opening], timeout=0.5)
+        other.execute("COMMIT")
+        opening.result().close()
+
+    other.close()
 
 
 @pytest.mark.parametrize("url", ["clip", "", "mysql://localhost/clip", "oracle://x"])
