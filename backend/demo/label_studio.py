@@ -26,8 +26,8 @@ _PREFIXES = ("LABEL_STUDIO_", "HEARTEX_", "DJANGO_")
 class LabelStudioServer:
     """A Label Studio with all its data in one folder, on the loopback interface.
 
-    Email, password and token are made once for a folder and kept in it. `environment` adds to
-    what Label Studio is started with.
+    Email, password and token are made once for a folder and kept in it, beside `data`, which are
+    Label Studio's own. `environment` adds to what Label Studio is started with.
     """
 
     def __init__(
@@ -46,6 +46,7 @@ class LabelStudioServer:
             )
         self._folder = folder.absolute()
         self._folder.mkdir(parents=True, exist_ok=True)
+        self.data = self._folder / "data"
         credentials = self._credentials()
         self.email: str = credentials["email"]
         self.password: str = credentials["password"]
@@ -125,7 +126,7 @@ class LabelStudioServer:
             name: value for name, value in os.environ.items() if not name.startswith(_PREFIXES)
         }
         return inherited | {
-            "LABEL_STUDIO_BASE_DATA_DIR": str(self._folder / "data"),
+            "LABEL_STUDIO_BASE_DATA_DIR": str(self.data),
             # Not on the command line, where every user of the machine could read them.
             "LABEL_STUDIO_USERNAME": self.email,
             "LABEL_STUDIO_PASSWORD": self.password,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -74,6 +76,32 @@ def test_a_label_studio_that_restarts_is_waited_for(
     label_studio.restart()
 
     assert_settled(backend, images)
+
+
+def test_a_label_studio_that_is_restored_from_an_older_copy_is_followed(
+    label_studio: LabelStudioServer,
+    backend: RunningBackend,
+    images: LabelledProject,
+    tmp_path: Path,
+) -> None:
+    images.annotate_next(4)
+    assert_settled(backend, images)
+    label_studio.stop()
+    shutil.copytree(label_studio.data, tmp_path / "copy")
+    label_studio.start()
+    images.annotate_next(6)
+    newer = assert_settled(backend, images)
+
+    label_studio.stop()
+    shutil.rmtree(label_studio.data)
+    shutil.copytree(tmp_path / "copy", label_studio.data)
+    label_studio.start()
+
+    assert sum(task.annotation_count > 0 for task in images.tasks()) == 4
+    assert assert_settled(backend, images) != newer
+    version = backend.store.versions.active(images.id)
+    assert version is not None
+    assert version.annotations == 4
 
 
 def test_annotations_that_no_webhook_told_of_are_found(
