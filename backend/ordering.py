@@ -59,8 +59,8 @@ def in_order(predictor: Predictor, tasks: Tasks, config: LabelingConfig, version
     labelled = tasks.some(version.project_id, LABELLED, is_open=False)
     picked: list[list[int]] = []
     for control in config.controls:
-        of_control, vectors = predictor.vectors_of(candidates, control, fetch=False)
-        _, known = predictor.vectors_of(labelled, control, fetch=False)
+        of_control, vectors = predictor.embedder.vectors_of(candidates, control, fetch=False)
+        _, known = predictor.embedder.vectors_of(labelled, control, fetch=False)
         of_candidates = np.array([places[task_id] for task_id in of_control], np.int64)
         pool = Pool(
             vectors,

@@ -15,6 +15,7 @@ from label_studio_ml.model import LabelStudioMLBase
 from backend import assembly
 from backend.api import messages
 from backend.api.actions import ACTIONS, Actions
+from backend.embedding import Embedder
 from backend.errors import RequestError
 from backend.prediction import Predictor
 from backend.settings import Settings, parse_extra_params
@@ -52,10 +53,12 @@ class _Process:
                 configured = None not in (settings.label_studio_url, settings.label_studio_api_key)
                 client = assembly.label_studio(settings) if configured else None
                 self._predictor = Predictor(
-                    assembly.encoder(settings),
-                    store.embeddings,
-                    assembly.image_fetcher(settings, client),
-                    assembly.image_limits(settings),
+                    Embedder(
+                        assembly.encoder(settings),
+                        store.embeddings,
+                        assembly.image_fetcher(settings, client),
+                        assembly.image_limits(settings),
+                    )
                 )
             return self._predictor
 

@@ -25,6 +25,7 @@ import torch
 
 from backend.addresses import AllowedHosts
 from backend.clip.encoder import load_encoder
+from backend.embedding import Embedder
 from backend.jobs.refresh import refresh
 from backend.jobs.services import Services
 from backend.jobs.sweep import sweep
@@ -119,7 +120,7 @@ def measure(folder: Path) -> dict[str, float]:
         limits=LIMITS,
         connections=1,
     ) as images:
-        predictor = Predictor(encoder, store.embeddings, images, LIMITS)
+        predictor = Predictor(Embedder(encoder, store.embeddings, images, LIMITS))
         services = Services(
             store,
             cast(LabelStudio, Anything(store)),

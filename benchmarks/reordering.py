@@ -21,6 +21,7 @@ import parts
 from backend import assembly
 from backend.clip.encoder import Encoder
 from backend.demo.label_studio import LabelStudioServer
+from backend.embedding import Embedder
 from backend.jobs.refresh import refresh
 from backend.jobs.services import Services
 from backend.jobs.train import train
@@ -51,7 +52,7 @@ def main() -> None:
         with assembly.image_fetcher(settings, assembly.label_studio(settings)) as images:
             client = Timed(*settings.label_studio())
             predictor = Predictor(
-                encoder, store.embeddings, images, assembly.image_limits(settings)
+                Embedder(encoder, store.embeddings, images, assembly.image_limits(settings))
             )
             services = Services(
                 store, client, predictor, settings.learning, 600.0, settings.keep_unused

@@ -25,6 +25,7 @@ from backend.api.load import LARGEST_BODY, Bodies, PredictSlots
 from backend.api.monitoring import Metrics
 from backend.api.request_ids import name_requests
 from backend.clip.background import BackgroundEncoder
+from backend.embedding import Embedder
 from backend.errors import (
     AuthenticationError,
     ClipBackendError,
@@ -106,11 +107,13 @@ def _protocol(services: ApiServices, metrics: Metrics, bounds: _Bounds) -> Bluep
     @cache
     def get_predictor() -> Predictor:
         return Predictor(
-            services.encoder.wait(ENCODER_WAIT),
-            store.embeddings,
-            services.images,
-            services.limits,
-            services.instruments,
+            Embedder(
+                services.encoder.wait(ENCODER_WAIT),
+                store.embeddings,
+                services.images,
+                services.limits,
+                services.instruments,
+            )
         )
 
     actions = Actions(

@@ -35,6 +35,7 @@ def worker() -> None:
     from contextlib import ExitStack
 
     from backend import assembly
+    from backend.embedding import Embedder
     from backend.instruments import Instruments
     from backend.jobs.queue import JobQueue
     from backend.jobs.services import Services
@@ -55,11 +56,13 @@ def worker() -> None:
             stack.callback(instruments.serve(settings.host, settings.metrics_port))
         images = stack.enter_context(assembly.image_fetcher(settings, client))
         predictor = Predictor(
-            assembly.encoder(settings),
-            store.embeddings,
-            images,
-            assembly.image_limits(settings),
-            instruments,
+            Embedder(
+                assembly.encoder(settings),
+                store.embeddings,
+                images,
+                assembly.image_limits(settings),
+                instruments,
+            )
         )
         instruments.describe(__version__, is_loaded=lambda: True)
         services = Services(

@@ -41,7 +41,7 @@ def embed(services: Services, claim: Claim) -> None:
     tasks = store.tasks.in_range(
         request.project_id, request.part * CHUNK, (request.part + 1) * CHUNK
     )
-    failed = services.predictor.embed(tasks, parse_labeling_config(project.label_config))
+    failed = services.predictor.embedder.embed(tasks, parse_labeling_config(project.label_config))
     if failed:
         log.warning(
             "pictures not to be had project=%d chunk=%d count=%d",
@@ -71,7 +71,9 @@ def request_missing(
 ) -> int:
     """Ask for embed jobs of the tasks that have no embedding; return how many jobs."""
     chunks = {
-        task_id // CHUNK for page in pages for task_id in services.predictor.missing(page, config)
+        task_id // CHUNK
+        for page in pages
+        for task_id in services.predictor.embedder.missing(page, config)
     }
     services.store.requests.add_all(
         [Request(project_id, Kind.EMBED, chunk) for chunk in sorted(chunks)]

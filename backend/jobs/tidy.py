@@ -67,7 +67,9 @@ def _mark(services: Services, claim: Claim, project: Project) -> bool:
         marking = {"began_at": time.time(), "after": -1, "label_config": config_digest}
     config = _config(project)
     for page in store.tasks.all(project.id, after=marking["after"]):
-        store.usage.mark(services.predictor.sources(page, config), since=marking["began_at"])
+        store.usage.mark(
+            services.predictor.embedder.sources(page, config), since=marking["began_at"]
+        )
         if _should_make_way(services, claim):
             store.projects.update(project.id, marking=marking | {"after": page[-1].id})
             return False

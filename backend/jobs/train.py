@@ -178,7 +178,7 @@ class _Labelled:
         tasks = [Task(task.id, task.data) for task in annotated if task.id in self._labels.values]
         # By id: the same labels give the same head, in whatever order they are listed.
         tasks.sort(key=lambda task: task.id or 0)
-        self._ids, self._vectors = services.predictor.vectors_of(tasks, control)
+        self._ids, self._vectors = services.predictor.embedder.vectors_of(tasks, control)
         self.choices = {task_id: self._labels.values[task_id] for task_id in self._ids}
 
     def train(
@@ -192,7 +192,7 @@ class _Labelled:
         zero_shot = zero_shot_head(encoder, self._control, learning)
         trained = Trained(zero_shot.head)
         targets = self._targets()
-        ids, pool = self._predictor.vectors_of(sample, self._control, fetch=False)
+        ids, pool = self._predictor.embedder.vectors_of(sample, self._control, fetch=False)
         pool = pool.to(encoder.device)
         if len(self._ids) >= learning.min_annotations:
             trained = train(

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from backend.clip.encoder import Encoder
+from backend.embedding import Embedder
 from backend.errors import ModelError
 from backend.labelstudio.config import LabelingConfig
 from backend.labelstudio.decoding import ImageLimits
@@ -81,7 +82,9 @@ def classify(folder: Path, model: Model, out: Path, limits: ImageLimits) -> None
             console=Console(stderr=True),
         ) as bar,
     ):
-        predictor = Predictor(model.encoder, Embeddings(database), FilePictures(limits), limits)
+        predictor = Predictor(
+            Embedder(model.encoder, Embeddings(database), FilePictures(limits), limits)
+        )
         results: Results
         if out.suffix.lower() == _TABLE:
             results, top = Table(file, asked, model.version), folder

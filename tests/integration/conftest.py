@@ -30,6 +30,7 @@ from backend import assembly
 from backend.api.routes import ApiServices, create_app
 from backend.clip.background import BackgroundEncoder
 from backend.clip.encoder import Encoder, load_encoder
+from backend.embedding import Embedder
 from backend.jobs.queue import JobQueue
 from backend.jobs.services import Services, current_services
 from backend.jobs.worker import work
@@ -291,7 +292,9 @@ def services(store: Store, encoder: Encoder, label_studio: FakeLabelStudio) -> I
         closing(LabelStudio(*settings.label_studio())) as client,
         assembly.image_fetcher(settings, client) as images,
     ):
-        predictor = Predictor(encoder, store.embeddings, images, assembly.image_limits(settings))
+        predictor = Predictor(
+            Embedder(encoder, store.embeddings, images, assembly.image_limits(settings))
+        )
         services = Services(
             store, client, predictor, settings.learning, 600.0, settings.keep_unused
         )

@@ -24,6 +24,7 @@ import sqlalchemy as sa
 
 from backend import assembly
 from backend.clip.encoder import Encoder, load_encoder
+from backend.embedding import Embedder
 from backend.jobs import embed, refresh
 from backend.jobs.services import Services, current_services
 from backend.jobs.worker import perform
@@ -159,7 +160,9 @@ def _live(life: dict[str, Any], encoder: Encoder) -> list[str]:
     effects.around_commits(store)
     label_studio = LabelStudio(*settings.label_studio())
     with effects.around_requests(), assembly.image_fetcher(settings, label_studio) as images:
-        predictor = Predictor(encoder, store.embeddings, images, assembly.image_limits(settings))
+        predictor = Predictor(
+            Embedder(encoder, store.embeddings, images, assembly.image_limits(settings))
+        )
         services = Services(
             store, label_studio, predictor, settings.learning, 600.0, settings.keep_unused
         )

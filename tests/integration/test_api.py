@@ -16,6 +16,7 @@ from backend import assembly
 from backend.api import load
 from backend.api.auth import SECRET_HEADER, digest
 from backend.clip.encoder import Encoder
+from backend.embedding import Embedder
 from backend.errors import EncoderError
 from backend.labelstudio.config import parse_labeling_config
 from backend.prediction import Predictor
@@ -319,7 +320,9 @@ def publish_zero_shot(store: Store, encoder: Encoder) -> Version:
     """Publish what `/predict` itself uses before a training."""
     settings = Settings.read()
     with assembly.image_fetcher(settings, None) as images:
-        predictor = Predictor(encoder, store.embeddings, images, assembly.image_limits(settings))
+        predictor = Predictor(
+            Embedder(encoder, store.embeddings, images, assembly.image_limits(settings))
+        )
         config = parse_labeling_config(CONFIG)
         return store.versions.publish(predictor.zero_shot(7, config, settings.learning))
 

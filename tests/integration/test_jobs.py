@@ -12,6 +12,7 @@ import sqlalchemy as sa
 
 from backend import assembly
 from backend.clip.encoder import Encoder
+from backend.embedding import Embedder
 from backend.jobs import refresh as refresh_module
 from backend.jobs.services import Services, current_services
 from backend.jobs.worker import perform
@@ -73,7 +74,9 @@ def make_services(
         client = LabelStudio(*settings.label_studio())
         images = assembly.image_fetcher(settings, client)
         closing.extend((client.close, images.close))
-        predictor = Predictor(encoder, store.embeddings, images, assembly.image_limits(settings))
+        predictor = Predictor(
+            Embedder(encoder, store.embeddings, images, assembly.image_limits(settings))
+        )
         services = Services(
             store, client, predictor, settings.learning, 600.0, settings.keep_unused
         )
@@ -360,7 +363,7 @@ def test_labels_move_the_predictions_of_similar_pictures_towards_them(
     after = active(store).heads["colour"].head
     (control,) = parse_labeling_config(CONFIG).controls
     held_out = [Task(1, {"image": reds[9]}), Task(2, {"image": blues[9]})]
-    _, vectors = services.predictor.vectors_of(held_out, control)
+    _, vectors = services.predictor.embedder.vectors_of(held_out, control)
     labels = [control.values.index("blue"), control.values.index("red")]
     before_for_labels = before.probabilities(vectors)[[0, 1], labels]
     after_for_labels = after.probabilities(vectors)[[0, 1], labels]

@@ -15,6 +15,7 @@ from backend.api.auth import SECRET_HEADER
 from backend.api.routes import ApiServices, create_app
 from backend.clip.background import BackgroundEncoder
 from backend.clip.encoder import Encoder
+from backend.embedding import Embedder
 from backend.jobs.queue import JobQueue
 from backend.jobs.services import Services, current_services
 from backend.jobs.worker import perform
@@ -147,7 +148,9 @@ def worked(
     queue: JobQueue,
 ) -> str:
     """Do what is wanted as a worker does, until nothing is; return all that Redis held."""
-    predictor = Predictor(encoder, store.embeddings, fetcher, assembly.image_limits(settings))
+    predictor = Predictor(
+        Embedder(encoder, store.embeddings, fetcher, assembly.image_limits(settings))
+    )
     current_services.set(
         Services(store, client, predictor, settings.learning, 600.0, settings.keep_unused)
     )

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 
 from backend import assembly
 from backend.clip.encoder import Encoder
+from backend.embedding import Embedder
 from backend.jobs.services import Services, current_services
 from backend.jobs.tidy import EVERY
 from backend.jobs.worker import perform
@@ -38,7 +39,9 @@ def services(store: Store, encoder: Encoder) -> Iterator[Services]:
     settings = Settings.read(label_studio_url="http://127.0.0.1:9", label_studio_api_key="token")
     client = LabelStudio(*settings.label_studio())
     with assembly.image_fetcher(settings, client) as fetcher:
-        predictor = Predictor(encoder, store.embeddings, fetcher, assembly.image_limits(settings))
+        predictor = Predictor(
+            Embedder(encoder, store.embeddings, fetcher, assembly.image_limits(settings))
+        )
         yield Services(store, client, predictor, settings.learning, 600.0, 30 * DAY)
     client.close()
 
@@ -51,7 +54,7 @@ def project(services: Services, project_id: int, *pictures: str, config: str = C
         for index, picture in enumerate(pictures)
     ]
     services.store.tasks.mirror(project_id, [tasks])
-    services.predictor.embed(tasks, parse_labeling_config(config))
+    services.predictor.embedder.embed(tasks, parse_labeling_config(config))
 
 
 def days_pass(store: Store, days: float) -> None:
@@ -238,7 +241,7 @@ def test_a_round_makes_way_for_urgent_work_and_goes_on_where_it_was(
     store.requests.add(Request(ONE, Kind.TRAIN))
     current_services.set(services)
     looked_at: list[Sequence[int]] = []
-    sources = services.predictor.sources
+    sources = services.predictor.embedder.sources
 
     def watched(page: Sequence[StoredTask], config: object) -> set[str]:
         looked_at.append([task.id for task in page])
@@ -246,7 +249,7 @@ def test_a_round_makes_way_for_urgent_work_and_goes_on_where_it_was(
         assert own.running
         return sources(page, config)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(services.predictor, "sources", watched)
+    monkeypatch.setattr(services.predictor.embedder, "sources", watched)
     days_pass(store, 31)
     for _ in range(3):
         assert store.projects.get(ONE).marked_at is None  # type: ignore[union-attr]
@@ -271,7 +274,7 @@ def test_a_config_that_changes_during_a_round_has_it_start_over(
         StoredTask(2, {"image": RED, "other": BLUE}, True),
     ]
     store.tasks.mirror(ONE, [tasks])
-    services.predictor.embed(tasks, parse_labeling_config(OTHER_CONFIG))
+    services.predictor.embedder.embed(tasks, parse_labeling_config(OTHER_CONFIG))
     days_pass(store, 31)
     store.requests.add(Request(ONE, Kind.TRAIN))
     store.requests.add(Request(NO_PROJECT, Kind.TIDY))
