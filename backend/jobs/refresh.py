@@ -102,6 +102,8 @@ def _push(services: Services, claim: Claim, version: Version, config: LabelingCo
         _add(services, version, config, scores)
         if not pushed:
             _switch(services, version)
+            # A sweep counted it when these predictions were not in yet.
+            store.projects.note_surplus(project_id, version.name, {})
             store.tasks.mark_shown(project_id, ids[:HEAD].tolist(), SHOWN_FOR)
         pushed += len(scores)
     if len(ids):

@@ -92,7 +92,9 @@ def sweep(services: Services, claim: Claim) -> None:
             if services.stopping.is_set() or store.requests.more_urgent_is_due(Kind.SWEEP):
                 store.requests.add(claim.request)
                 return
-    store.projects.note_surplus(project_id, active, surplus)
+    # What waits for a refresh looks as if it had to stay; the refresh asks for another sweep.
+    if not store.requests.waiting(project_id, (Kind.TRAIN, Kind.REFRESH)):
+        store.projects.note_surplus(project_id, active, surplus)
     if removed:
         log.info("removed superseded predictions project=%d count=%d", project_id, removed)
 

@@ -172,6 +172,15 @@ class LabelledProject(AnnotatedProject):
     def tasks(self) -> list[RemoteTask]:
         return [task for page in self.client.tasks(self.id) for task in page]
 
+    def annotated(self) -> set[int]:
+        """Return the tasks with annotations, also where Label Studio's counter has lost one."""
+        return {
+            task.id
+            for page in self.client.annotated_tasks(self.id)
+            for task in page
+            if task.annotation_count
+        }
+
     def model_version(self) -> str | None:
         return self.client.project(self.id).model_version
 
@@ -203,9 +212,8 @@ def is_refreshed(backend: RunningBackend, project: LabelledProject) -> bool:
 
     Older ones may only be left on those that annotators' pages may show.
     """
-    tasks = project.tasks()
     version = backend.store.versions.active(project.id)
-    if version is None or version.annotations != sum(task.annotation_count > 0 for task in tasks):
+    if version is None or version.annotations != len(project.annotated()):
         return False
     if backend.work(project.id) or project.model_version() != version.name:
         return False

@@ -627,6 +627,28 @@ def test_a_new_version_replaces_our_predictions_and_leaves_others_alone(
     assert label_studio.project["model_version"] == new.name
 
 
+@pytest.mark.parametrize("refresh_is_asked_for", [True, False])
+def test_a_sweep_before_the_refresh_of_a_new_version_leaves_nothing_for_good(
+    services: Services,
+    store: Store,
+    label_studio: FakeLabelStudio,
+    nothing_shown: None,
+    refresh_is_asked_for: bool,
+) -> None:
+    ids = label_studio.add_tasks(*shades(6))
+    old = predicted_and_settled(store)
+
+    new = store.versions.publish(replace(old, fingerprint="f" * 64))
+    if refresh_is_asked_for:
+        store.requests.add(Request(PROJECT, Kind.REFRESH))
+    do(store, Kind.SWEEP)
+    store.requests.add(Request(PROJECT, Kind.REFRESH))
+    do_all(store)
+
+    assert label_studio.predicted() == dict.fromkeys(ids, 1)
+    assert label_studio.predicted(new.name) == dict.fromkeys(ids, 1)
+
+
 def test_what_a_page_may_show_stays_so_that_its_annotation_is_taken(
     services: Services,
     store: Store,
