@@ -6,12 +6,11 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-import redis
 import sqlalchemy as sa
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from backend.errors import BackupError, MigrationError
+from backend.errors import BackupError, MigrationError, QueueError
 from backend.jobs.queue import JobQueue
 from backend.processes import only_one
 from backend.settings import Settings
@@ -80,7 +79,7 @@ def _check_no_worker(settings: Settings) -> None:
     queue = JobQueue(settings.redis)
     try:
         workers = queue.workers()
-    except redis.RedisError:
+    except QueueError:
         # Without Redis no worker does anything.
         workers = []
     finally:

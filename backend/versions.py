@@ -5,12 +5,11 @@ from __future__ import annotations
 from datetime import datetime, timezone
 from typing import Any
 
-import redis
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from backend.errors import NotFoundError, SettingsError
+from backend.errors import NotFoundError, QueueError, SettingsError
 from backend.jobs.queue import JobQueue
 from backend.labelstudio.config import LabelingConfig, parse_labeling_config
 from backend.prediction import fits
@@ -142,7 +141,7 @@ def _check_encoder(version: Version, encoders: set[str]) -> None:
 def _encoders(workers: JobQueue) -> set[str]:
     try:
         return {worker.encoder for worker in workers.workers()}
-    except redis.RedisError:
+    except QueueError:
         # Without Redis no worker runs. One that is started finds out by itself.
         return set()
 

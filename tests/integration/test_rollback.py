@@ -107,6 +107,16 @@ def test_label_studio_s_queue_follows_a_roll_back(
     assert [item.request.kind for item in store.requests.waiting(PROJECT)] == [Kind.RECONCILE]
 
 
+def test_a_version_is_rolled_back_to_without_redis(
+    services: Services, store: Store, label_studio: FakeLabelStudio
+) -> None:
+    first, _ = two_versions(store, label_studio)
+
+    assert versions.use(store, JobQueue("redis://127.0.0.1:9/0"), PROJECT, first.name) == first.name
+
+    assert project_of(store).model_version == first.name
+
+
 def perform_reconcile(store: Store) -> None:
     store.requests.add(Request(PROJECT, Kind.RECONCILE))
     perform(PROJECT, Kind.RECONCILE.value, 0)

@@ -30,7 +30,7 @@ PLANTED = (PASSWORD, API_KEY, WEBHOOK_SECRET, HEADER, BODY, QUERY, SIGNATURE, UR
 # An API with a bug whose message and variables hold all that there is to hide.
 PROGRAM = f"""
 import logging
-from backend.api import routes
+from backend.api import actions
 from backend.settings import Settings
 from backend.wsgi import create
 
@@ -41,7 +41,7 @@ def broken(text):
         "http://me:{URL_PASSWORD}@host/a.png?X-Amz-Signature={SIGNATURE}"
     )
 
-routes.parse_labeling_config = broken
+actions.parse_labeling_config = broken
 client = create(Settings.read()).test_client()
 answer = client.post(
     "/setup?x={QUERY}",
