@@ -189,7 +189,7 @@ def measured(services: Services, label_studio: FakeLabelStudio, *images: str) ->
 @pytest.fixture
 def measuring(services: Services) -> Services:
     """Services whose predictor and jobs share their instruments, as a worker's do."""
-    services.predictor._instruments = services.instruments
+    services.predictor.embedder._instruments = services.instruments
     return services
 
 
