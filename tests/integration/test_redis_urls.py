@@ -206,7 +206,7 @@ class Replicated:
         config.write_text(
             f"sentinel monitor jobs 127.0.0.1 {ports[0]} 1\n"
             "sentinel auth-pass jobs secret\n"
-            "sentinel down-after-milliseconds jobs 300\n"
+            "sentinel down-after-milliseconds jobs 1000\n"
             "sentinel failover-timeout jobs 2000\n"
         )
         start_redis(ports[2], "--sentinel", config=config)
