@@ -7,12 +7,15 @@ import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from backend.errors import NotFoundError
+from backend.store import history
+from backend.store.findings import Finding, Findings
 from backend.store.schema import Database, projects, tasks, versions
 
 if TYPE_CHECKING:
@@ -142,6 +145,18 @@ class Versions:
             row = connection.execute(query).one_or_none()
         return None if row is None else _from_row(row)
 
+    def latest_report(self, project_id: int) -> tuple[str, dict[str, Any]] | None:
+        """Return the name of the version of the last training and its report, without its heads."""
+        query = (
+            sa.select(versions.c.name, versions.c.report)
+            .where(versions.c.project_id == project_id)
+            .order_by(versions.c.number.desc())
+            .limit(1)
+        )
+        with self._database.read() as connection:
+            row = connection.execute(query).one_or_none()
+        return None if row is None else (row.name, row.report)
+
     def summaries(self, project_id: int) -> list[Summary]:
         """Return what is known of each stored version, newest first."""
         columns = [versions.c[name] for name in Summary.__dataclass_fields__]
@@ -177,6 +192,7 @@ class Versions:
                 )
                 .values(report=report)
             )
+            history.correct(connection, version.project_id, version.number, report)
 
     def published(self, limit: int) -> list[Published]:
         """Return how the connected projects stand, at most `limit` of them, by id."""
@@ -235,12 +251,15 @@ class Versions:
         with self._database.read() as connection:
             return [Figures(*row) for row in connection.execute(query)]
 
-    def publish(self, version: Version) -> Version:
+    def publish(
+        self, version: Version, findings: Mapping[Finding, bytes] = MappingProxyType({})
+    ) -> Version:
         """Store a version under the project's next number; make it active unless one is pinned.
 
         One transaction: no reader sees a project whose active version does not exist. The last
-        `KEPT` versions are kept, and a pinned one however old it is. Raises NotFoundError for a
-        project that was forgotten.
+        `KEPT` versions are kept, and a pinned one however old it is; what is known of them in
+        numbers stays in the history. `findings` are kept in place of the last version's. Raises
+        NotFoundError for a project that was forgotten.
         """
         with self._database.write() as connection:
             # The project's row is the lock under which numbers are given.
@@ -265,6 +284,17 @@ class Versions:
                     report=published.report,
                     created_at=published.created_at,
                 )
+            )
+            history.enter(
+                connection,
+                project_id=published.project_id,
+                number=published.number,
+                name=published.name,
+                created_at=published.created_at,
+                report=published.report,
+            )
+            Findings(self._database).keep(
+                published.project_id, published.name, findings, within=connection
             )
             if pinned is None:
                 connection.execute(
