@@ -119,7 +119,11 @@ class Connection:
         self._wait_for_jobs()
         remote = self._client.project(self._project_id)
         self._remove("view", self._client.remove_view, report)
+        # Of `review`, in records of earlier releases.
         self._remove("review_view", self._client.remove_view, report)
+        for title, view_id in self._record.get("views", {}).items():
+            self._remove_if_there(view_id, self._client.remove_view)
+            report(f'removed the view "{title}"')
         self._undo_webhook(report)
         self._remove_predictions(report)
         before = self._record["project"]
@@ -257,13 +261,17 @@ class Connection:
             found = backend["id"] if backend is not None else None
         if found is None:
             return
+        self._remove_if_there(found, remove)
+        report(f"removed the {what.replace('ml_backend', 'ML backend').replace('_', ' ')}")
+
+    @staticmethod
+    def _remove_if_there(found: int, remove: Callable[[int], None]) -> None:
         try:
             remove(found)
         except LabelStudioError as error:
             # Somebody else has removed it.
             if error.label_studio_status != 404:
                 raise
-        report(f"removed the {what.replace('ml_backend', 'ML backend').replace('_', ' ')}")
 
     def _remove_predictions(self, report: Callable[[str], None]) -> None:
         counts = self._client.prediction_counts(self._project_id)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import chain, zip_longest
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
@@ -12,6 +12,7 @@ from rich.table import Column, Table
 
 from backend.errors import SettingsError
 from backend.labelstudio.client import LabelStudio
+from backend.labelstudio.views import MOST_IN_VIEW, remove_view, show_tasks
 from backend.store import Store
 
 if TYPE_CHECKING:
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
     from backend.learning.label_errors import Suspect
 
 VIEW_TITLE = "Suspected label errors"
-
-# On SQLite, a page of such a view takes Label Studio 1 s for 200 tasks and 5 s for 1,000.
-MOST_IN_VIEW = 200
 
 
 def review(store: Store, client: LabelStudio, project_id: int, *, limit: int) -> None:
@@ -71,56 +69,20 @@ def _most_suspicious(suspects: Sequence[Sequence[Suspect]]) -> list[int]:
 def _show_view(
     console: Console, store: Store, client: LabelStudio, project_id: int, task_ids: list[int]
 ) -> None:
-    shown = client.annotation_ids(project_id, task_ids[:MOST_IN_VIEW])
-    annotation_ids = sorted(chain.from_iterable(shown.values()))
-    titled = (
-        view
-        for view in client.views(project_id)
-        if (view.get("data") or {}).get("title") == VIEW_TITLE
-    )
-    view = next(titled, None)
-    if not annotation_ids:
-        if view is not None:
-            client.remove_view(view["id"])
+    if not task_ids:
+        if remove_view(client, project_id, VIEW_TITLE):
             console.print(f'removed the view "{VIEW_TITLE}"')
         return
-    if view is None:
-        data = {"title": VIEW_TITLE, "type": "list", "target": "tasks"}
-        view_id = client.add_view(project_id, data | _filters(annotation_ids))["id"]
-        _remember(store, project_id, view_id)
-    else:
-        view_id = view["id"]
-        # Columns and the like stay as somebody arranged them; the selection is not the view's own.
-        kept = {name: value for name, value in view["data"].items() if name != "selectedItems"}
-        client.update_view(view_id, project_id, kept | _filters(annotation_ids))
-    tasks = sum(bool(ids) for ids in shown.values())
+    shown = task_ids[:MOST_IN_VIEW]
+    view = show_tasks(client, project_id, VIEW_TITLE, shown)
+    store.projects.remember_view(project_id, VIEW_TITLE, view.id)
     console.print(
-        f'view "{VIEW_TITLE}" of {tasks} task{"s"[: tasks != 1]}'
+        f'view "{VIEW_TITLE}" of {len(shown)} task{"s"[: len(shown) != 1]}'
         + (", the most suspicious ones" if len(task_ids) > MOST_IN_VIEW else "")
-        + f": {client.url}/projects/{project_id}/data?tab={view_id}",
+        + f": {view.address}",
         highlight=False,
         soft_wrap=True,
     )
-
-
-def _filters(annotation_ids: list[int]) -> dict[str, Any]:
-    # By annotation: the only filter of the Data Manager's page that takes a list of ids. Its page
-    # does not load where a filter of tasks' ids has the API's operator "in_list", and a filter for
-    # each task, any of which may match, leaves nobody able to narrow the view down.
-    listed = {
-        "filter": "filter:tasks:annotations_ids",
-        "operator": "contains",
-        "type": "String",
-        "value": " ".join(map(str, annotation_ids)),
-    }
-    return {"filters": {"conjunction": "and", "items": [listed]}}
-
-
-def _remember(store: Store, project_id: int, view_id: int) -> None:
-    project = store.projects.get(project_id)
-    # Only what `connect` has connected can be disconnected.
-    if project is not None and project.connection:
-        store.projects.update(project_id, connection=project.connection | {"review_view": view_id})
 
 
 def _suspects_table(control: str, suspects: Sequence[Suspect]) -> Table:

@@ -17,8 +17,6 @@ from backend.labelstudio.tokens import TIMEOUT, TokenAuth
 
 # On SQLite, Label Studio fails with 500 from 999 tasks a page on ("Expression tree is too large").
 PAGE = 500
-# Tasks named in one address, which many a web server cuts off at 4 KiB.
-SELECTED = 100
 # Full annotations are a hundred times larger than a task's id and data.
 ANNOTATED_PAGE = 200
 
@@ -215,24 +213,6 @@ class LabelStudio:
                     for task in page
                 }
             yield by_task
-
-    def annotation_ids(self, project_id: int, task_ids: Collection[int]) -> dict[int, list[int]]:
-        """Return the ids of the annotations of each task that still exists."""
-        found = {}
-        ids = sorted(task_ids)
-        for start in range(0, len(ids), SELECTED):
-            selected = {"all": False, "included": ids[start : start + SELECTED]}
-            body = self._get(
-                "/api/tasks",
-                project=project_id,
-                page_size=SELECTED,
-                fields="all",
-                include="id,annotations",
-                query=json.dumps({"selectedItems": selected}, separators=(",", ":")),
-            )
-            for task in body["tasks"]:
-                found[task["id"]] = sorted(annotation["id"] for annotation in task["annotations"])
-        return found
 
     def delete_predictions_of(self, project_id: int, task_ids: Collection[int]) -> None:
         """Remove all predictions of some tasks, whoever made them."""

@@ -109,6 +109,19 @@ class Projects:
                 .values(surplus=dict(surplus))
             )
 
+    def remember_view(self, project_id: int, title: str, view_id: int) -> None:
+        """Keep that a view of the Data Manager is ours, so that `disconnect` removes it.
+
+        Only what `connect` has connected can be disconnected: of other projects nothing is kept.
+        """
+        with self._database.write() as connection:
+            kept = connection.scalar(
+                sa.select(projects.c.connection).where(projects.c.id == project_id)
+            )
+            if kept:
+                views = kept.get("views", {}) | {title: view_id}
+                self.update(project_id, within=connection, connection=kept | {"views": views})
+
     def forget(self, project_id: int) -> None:
         """Drop a project that Label Studio no longer has."""
         with self._database.write() as connection:

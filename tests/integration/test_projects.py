@@ -78,6 +78,26 @@ def test_what_connect_changed_and_the_watermark_come_back_as_they_were(store: St
     assert (cleared.connection, cleared.watermark) == (None, None)
 
 
+def test_views_are_remembered_by_title_of_projects_that_can_be_disconnected(store: Store) -> None:
+    store.projects.set_up(PROJECT)
+    store.projects.remember_view(PROJECT, "Suspects", 4)
+    by_hand = store.projects.get(PROJECT)
+    store.projects.update(PROJECT, connection={"backend_url": "http://backend:9090"})
+
+    store.projects.remember_view(PROJECT, "Suspects", 4)
+    store.projects.remember_view(PROJECT, "Found", 5)
+    store.projects.remember_view(PROJECT, "Suspects", 6)
+
+    connected = store.projects.get(PROJECT)
+    assert by_hand is not None
+    assert by_hand.connection is None
+    assert connected is not None
+    assert connected.connection == {
+        "backend_url": "http://backend:9090",
+        "views": {"Suspects": 6, "Found": 5},
+    }
+
+
 def test_projects_are_listed_by_id(store: Store) -> None:
     for project_id in (9, 3, 7):
         store.projects.set_up(project_id)

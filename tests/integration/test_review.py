@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ import torch
 
 from backend.errors import SettingsError
 from backend.labelstudio.client import LabelStudio
+from backend.labelstudio.views import MOST_IN_VIEW
 from backend.learning.head import Head
-from backend.review import MOST_IN_VIEW, VIEW_TITLE, review
+from backend.review import VIEW_TITLE, review
 from backend.store import Store
 from backend.store.versions import ControlHead, Version
 from tests.integration.fake_label_studio import PROJECT, FakeLabelStudio
@@ -77,13 +79,10 @@ def shown_tasks(label_studio: FakeLabelStudio) -> list[int]:
     [view] = label_studio.views.values()
     assert view["title"] == VIEW_TITLE
     [wanted] = view["filters"]["items"]
-    assert (wanted["filter"], wanted["operator"]) == ("filter:tasks:annotations_ids", "contains")
-    listed = {int(annotation) for annotation in wanted["value"].split()}
-    return [
-        task_id
-        for task_id, task in label_studio.tasks.items()
-        if listed & {annotation["id"] for annotation in task["annotations"]}
-    ]
+    assert (wanted["filter"], wanted["operator"]) == ("filter:tasks:id", "regex")
+    # Only so does the page of the Data Manager know the operator.
+    assert wanted["type"] == view["columnsDisplayType"]["tasks:id"] == "String"
+    return [task for task in label_studio.tasks if re.search(wanted["value"], str(task))]
 
 
 def test_suspects_are_listed_and_shown_in_a_view(
@@ -108,13 +107,18 @@ def test_a_second_review_moves_the_view_and_keeps_its_columns(
     publish(store, {"colour": {"suspects": [suspect(tasks[0])]}})
     run()
     [view] = label_studio.views
-    label_studio.views[view] |= {"columnsWidth": {"id": 90}, "selectedItems": {"all": True}}
+    label_studio.views[view] |= {
+        "columnsWidth": {"id": 90},
+        "columnsDisplayType": {"tasks:data.size": "Number"},
+        "selectedItems": {"all": True},
+    }
     publish(store, {"colour": {"suspects": [suspect(tasks[2])]}})
 
     assert f"tab={view}" in run()
 
     assert shown_tasks(label_studio) == [tasks[2]]
     assert label_studio.views[view]["columnsWidth"] == {"id": 90}
+    assert label_studio.views[view]["columnsDisplayType"]["tasks:data.size"] == "Number"
     assert "selectedItems" not in label_studio.views[view]
 
 
@@ -145,32 +149,6 @@ def test_too_few_labels_are_told_from_labels_that_are_all_right(
     assert "colour: too few labels to judge each by the others" in printed
     assert "kind: too few labels to judge each by the others" in printed
     assert label_studio.views == {}
-
-
-def test_tasks_and_annotations_that_are_gone_are_not_in_the_view(
-    run: Callable[..., str], store: Store, label_studio: FakeLabelStudio
-) -> None:
-    gone, unlabelled, left = annotated(label_studio, 3)
-    publish(store, {"colour": {"suspects": [suspect(each) for each in (gone, unlabelled, left)]}})
-    label_studio.delete_task(gone)
-    label_studio.tasks[unlabelled]["annotations"].clear()
-
-    assert "of 1 task:" in run()
-
-    assert shown_tasks(label_studio) == [left]
-
-
-def test_all_annotations_of_a_suspected_task_are_in_the_view(
-    run: Callable[..., str], store: Store, label_studio: FakeLabelStudio
-) -> None:
-    [task] = annotated(label_studio, 1)
-    label_studio.annotate(task, "green")
-    publish(store, {"colour": {"suspects": [suspect(task)]}})
-    run()
-
-    # It stays in the view while one of them is left.
-    del label_studio.tasks[task]["annotations"][0]
-    assert shown_tasks(label_studio) == [task]
 
 
 def test_the_limit_shortens_the_list_and_not_the_view(
@@ -269,7 +247,7 @@ def test_the_view_is_remembered_where_it_can_be_undone(
     project = store.projects.get(PROJECT)
     assert project is not None
     [view] = label_studio.views
-    assert project.connection == (connection and connection | {"review_view": view})
+    assert project.connection == (connection and connection | {"views": {VIEW_TITLE: view}})
 
 
 def test_a_project_without_a_version_is_told_to_train(run: Callable[..., str]) -> None:
