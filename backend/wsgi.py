@@ -15,6 +15,7 @@ from gunicorn.glogging import Logger as GunicornLogger
 from backend import assembly
 from backend.api.routes import ApiServices, create_app
 from backend.clip.background import BackgroundEncoder
+from backend.labelstudio.client import LabelStudio
 from backend.logs import configure_logging
 from backend.page.blueprint import create_blueprint
 from backend.page.links import LabelStudioLinks
@@ -52,20 +53,21 @@ def create(settings: Settings | None = None) -> Flask:
             workers=_worker_counter(settings.redis),
         )
     )
-    app.register_blueprint(create_blueprint(_page_services(settings, store)))
+    app.register_blueprint(create_blueprint(_page_services(settings, store, client)))
     if settings.otel_exporter_otlp_endpoint is not None:
         trace_requests(app, _SERVICE)
     encoder.start()
     return app
 
 
-def _page_services(settings: Settings, store: Store) -> PageServices:
+def _page_services(settings: Settings, store: Store, client: LabelStudio | None) -> PageServices:
     return PageServices(
         store=store,
         label_studio=LabelStudioLinks(
             settings.label_studio_public_url or settings.label_studio_url
         ),
         public_url=settings.public_url,
+        client=client,
     )
 
 

@@ -90,7 +90,7 @@ class Projection:
     def places(self) -> Vectors:
         """Return where each picture is [N, 2], as far as it is drawn."""
         others = _placed(self._points[self._count :], self._points[: self._count], self._landmarks)
-        return np.concatenate([self._landmarks, others])
+        return np.asarray(np.concatenate([self._landmarks, others]), np.float32)
 
     def _first_layout(self) -> Vectors:
         start = np.zeros((self._count, 2), np.float32)
@@ -104,7 +104,7 @@ def _reduced(embeddings: Vectors, count: int) -> Vectors:
     from sklearn.decomposition import PCA
 
     if count < _FEWEST:
-        return embeddings - embeddings.mean(axis=0)
+        return np.asarray(embeddings - embeddings.mean(axis=0), np.float32)
     components = min(_DIMENSIONS, count, embeddings.shape[1])
     pca = PCA(components, svd_solver="randomized", random_state=_SEED).fit(embeddings[:count])
     return np.asarray(pca.transform(embeddings), np.float32)

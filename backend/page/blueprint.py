@@ -7,6 +7,7 @@ from flask.typing import ResponseReturnValue
 
 from backend.errors import NotFoundError, TooLargeError
 from backend.page import answers
+from backend.page.insight import add_insight
 from backend.page.listing import listed_projects
 from backend.page.panels import BY_NAME, PANELS
 from backend.page.same_origin import check_same_origin
@@ -90,6 +91,8 @@ def create_blueprint(services: PageServices) -> Blueprint:
         return answers.done(
             request, project_id, "New tasks are looked for, and missing predictions pushed."
         )
+
+    add_insight(page, services, lambda project_id: _view(project_id))
 
     def _view(project_id: int) -> ProjectView:
         known = services.store.projects.get(project_id)

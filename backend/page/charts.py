@@ -21,9 +21,9 @@ _MARGINS = 70
 class Chart:
     """A chart: ECharts' option, and the same for who reads.
 
-    An item of the option's data may have `href`, where a click leads, `picture`, which its tooltip
-    shows, and `tip`, the tooltip's lines; without them those are its name and value. `height` is
-    in pixels.
+    An item of the option's data may have `href`, where a click leads, `button`, the id of what a
+    click presses, `picture`, which its tooltip shows, and `tip`, the tooltip's lines; without them
+    those are its name and value. `height` is in pixels.
     """
 
     label: str

@@ -5,8 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from backend.page.acceptance import acceptance
 from backend.page.class_balance import class_balance
+from backend.page.confusion import confusions
+from backend.page.embedding_map import embedding_map
+from backend.page.learning_curve import learning_curve
 from backend.page.services import ProjectView
+from backend.page.suspects import suspects
+from backend.page.uncertain import uncertain
 
 
 @dataclass(frozen=True)
@@ -29,7 +35,13 @@ class Panel:
 # One line each, so that panels that come from several sides do not touch.
 # fmt: off
 PANELS: tuple[Panel, ...] = (
+    Panel("learning_curve", "Learning curve", learning_curve),
     Panel("class_balance", "Class balance", class_balance),
+    Panel("uncertain", "Least certain images", uncertain, wide=True),
+    Panel("confusion", "Confused choices", confusions, lazy=True),
+    Panel("acceptance", "Acceptance rate", acceptance, lazy=True),
+    Panel("suspects", "Suspected label errors", suspects, lazy=True, wide=True),
+    Panel("map", "Map of the images", embedding_map, lazy=True, wide=True),
 )
 # fmt: on
 

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from backend.errors import LabelingConfigError
+from backend.labelstudio.client import LabelStudio
+from backend.labelstudio.config import Control, parse_labeling_config
 from backend.page.links import LabelStudioLinks
 from backend.store import Store
 from backend.store.projects import Project
@@ -16,12 +19,14 @@ from backend.store.versions import Summary
 class PageServices:
     """The parts that all panels share.
 
-    `public_url` is where browsers find the page, if that was said.
+    `public_url` is where browsers find the page, if that was said; `client` talks to Label Studio,
+    None where it is not configured.
     """
 
     store: Store
     label_studio: LabelStudioLinks
     public_url: str | None = None
+    client: LabelStudio | None = None
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,19 @@ class ProjectView:
     def version(self) -> Summary | None:
         """The active version, without its heads."""
         return self.store.versions.active_summary(self.project.id)
+
+    @cached_property
+    def controls(self) -> tuple[Control, ...]:
+        """The controls that are predicted; none where the labeling config cannot be read."""
+        try:
+            return parse_labeling_config(self.project.label_config).controls
+        except LabelingConfigError:
+            return ()
+
+    @property
+    def first_control(self) -> Control | None:
+        """The control whose picture stands for a task."""
+        return self.controls[0] if self.controls else None
 
     @property
     def reports(self) -> dict[str, dict[str, Any]]:

@@ -159,17 +159,17 @@ class Versions:
             row = connection.execute(query).one_or_none()
         return None if row is None else _from_row(row)
 
-    def latest_report(self, project_id: int) -> tuple[str, dict[str, Any]] | None:
-        """Return the name of the version of the last training and its report, without its heads."""
+    def latest_summary(self, project_id: int) -> Summary | None:
+        """Return what is known of the version of the last training."""
         query = (
-            sa.select(versions.c.name, versions.c.report)
+            sa.select(*_SUMMARY)
             .where(versions.c.project_id == project_id)
             .order_by(versions.c.number.desc())
             .limit(1)
         )
         with self._database.read() as connection:
             row = connection.execute(query).one_or_none()
-        return None if row is None else (row.name, row.report)
+        return None if row is None else Summary(*row)
 
     def summaries(self, project_id: int) -> list[Summary]:
         """Return what is known of each stored version, newest first."""
