@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from backend.page.annotators import acceptance, agreement
 from backend.page.class_balance import class_balance
+from backend.page.health import health
+from backend.page.jobs import jobs
+from backend.page.overview import overview
 from backend.page.services import ProjectView
+from backend.page.versions import versions
 
 
 @dataclass(frozen=True)
@@ -29,8 +34,16 @@ class Panel:
 # One line each, so that panels that come from several sides do not touch.
 # fmt: off
 PANELS: tuple[Panel, ...] = (
+    Panel("jobs", "Jobs", jobs, seconds=3),
+    Panel("acceptance", "Acceptance rate", acceptance),
     Panel("class_balance", "Class balance", class_balance),
+    Panel("versions", "Versions", versions),
+    Panel("agreement", "Annotator agreement", agreement),
+    Panel("health", "Health", health, lazy=True),
 )
 # fmt: on
 
-BY_NAME = {panel.name: panel for panel in PANELS}
+# What the page itself begins with.
+OVERVIEW = Panel("overview", "Overview", overview, seconds=5)
+
+BY_NAME = {panel.name: panel for panel in (OVERVIEW, *PANELS)}
