@@ -18,10 +18,24 @@ _SYMBOLS = ("circle", "diamond", "triangle", "rect", "roundRect", "pin")
 
 
 @dataclass(frozen=True)
-class Acceptance:
-    """The rate of each control: so far, by name with how many were shown, and over time."""
+class SoFar:
+    """How many predictions of a control were shown and judged, and how many were kept."""
 
-    so_far: list[tuple[str, float, int]]
+    control: str
+    shown: int
+    kept: int
+
+    @property
+    def rate(self) -> float:
+        """The share that was kept."""
+        return self.kept / self.shown
+
+
+@dataclass(frozen=True)
+class Acceptance:
+    """What was shown and kept so far, a row a control, and the rate over time."""
+
+    so_far: list[SoFar]
     chart: Chart | None
 
 
@@ -43,7 +57,7 @@ def acceptance(view: ProjectView) -> Acceptance:
     for number, (control, figures) in enumerate(entries[-1].figures.items()):
         if not figures.shown:
             continue
-        so_far.append((control, (figures.kept or 0) / figures.shown, figures.shown))
+        so_far.append(SoFar(control, figures.shown, figures.kept or 0))
         stretches = _stretches(entries, control)
         series.append(_series(control, stretches, _SYMBOLS[number % len(_SYMBOLS)]))
         rows += [

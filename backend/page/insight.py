@@ -50,8 +50,7 @@ def add_insight(
 
     @page.post(f"{_PROJECT}/suspected")
     def suspected(project_id: int) -> ResponseReturnValue:
-        latest = view_of(project_id).store.versions.latest_summary(project_id)
-        reports = [] if latest is None else latest.report.values()
+        reports = view_of(project_id).latest_reports.values()
         tasks = most_suspicious([report.get("suspects") or [] for report in reports])
         if not tasks:
             raise NotFoundError("no label is suspected any more: load the page again")

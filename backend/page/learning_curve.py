@@ -51,7 +51,7 @@ def learning_curve(view: ProjectView) -> list[ControlCurve]:
     for control in entries[-1].figures:
         points = _points(entries, control)
         if points:
-            advice = view.reports.get(control, {}).get("advice")
+            advice = view.latest_reports.get(control, {}).get("advice")
             curves.append(_curve(control, points, advice))
     return curves
 

@@ -6,13 +6,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from backend.page.acceptance import acceptance
+from backend.page.annotators import agreement
 from backend.page.class_balance import class_balance
 from backend.page.confusion import confusions
 from backend.page.embedding_map import embedding_map
+from backend.page.health import health
+from backend.page.jobs import jobs
 from backend.page.learning_curve import learning_curve
+from backend.page.overview import overview
 from backend.page.services import ProjectView
 from backend.page.suspects import suspects
 from backend.page.uncertain import uncertain
+from backend.page.versions import versions
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,7 @@ class Panel:
 # One line each, so that panels that come from several sides do not touch.
 # fmt: off
 PANELS: tuple[Panel, ...] = (
+    Panel("jobs", "Jobs", jobs, seconds=3),
     Panel("learning_curve", "Learning curve", learning_curve),
     Panel("class_balance", "Class balance", class_balance),
     Panel("uncertain", "Least certain images", uncertain, wide=True),
@@ -42,7 +48,13 @@ PANELS: tuple[Panel, ...] = (
     Panel("acceptance", "Acceptance rate", acceptance, lazy=True),
     Panel("suspects", "Suspected label errors", suspects, lazy=True, wide=True),
     Panel("map", "Map of the images", embedding_map, lazy=True, wide=True),
+    Panel("versions", "Versions", versions),
+    Panel("agreement", "Annotator agreement", agreement),
+    Panel("health", "Health", health, lazy=True),
 )
 # fmt: on
 
-BY_NAME = {panel.name: panel for panel in PANELS}
+# What the page itself begins with.
+OVERVIEW = Panel("overview", "Overview", overview, seconds=5)
+
+BY_NAME = {panel.name: panel for panel in (OVERVIEW, *PANELS)}

@@ -36,10 +36,7 @@ class ControlSuspects:
 def suspects(view: ProjectView) -> list[ControlSuspects]:
     """Return the labels that the last training suspects, by control."""
     project_id, links = view.project.id, view.label_studio
-    latest = view.store.versions.latest_summary(project_id)
-    if latest is None:
-        return []
-    found = {control: report.get("suspects") for control, report in latest.report.items()}
+    found = {control: report.get("suspects") for control, report in view.latest_reports.items()}
     shown = {control: each[:MOST] for control, each in found.items() if each}
     tasks = {
         task.id: task

@@ -131,8 +131,20 @@ class Versions:
         """Return what is known of the version that predictions are made with."""
         query = (
             sa.select(*_SUMMARY)
-            .join(projects, projects.c.id == versions.c.project_id)
-            .where(versions.c.project_id == project_id, versions.c.name == projects.c.model_version)
+            .join(projects, _is_active())
+            .where(versions.c.project_id == project_id)
+        )
+        with self._database.read() as connection:
+            row = connection.execute(query).one_or_none()
+        return None if row is None else Summary(*row)
+
+    def latest_summary(self, project_id: int) -> Summary | None:
+        """Return what is known of the version of the last training."""
+        query = (
+            sa.select(*_SUMMARY)
+            .where(versions.c.project_id == project_id)
+            .order_by(versions.c.number.desc())
+            .limit(1)
         )
         with self._database.read() as connection:
             row = connection.execute(query).one_or_none()
@@ -159,24 +171,13 @@ class Versions:
             row = connection.execute(query).one_or_none()
         return None if row is None else _from_row(row)
 
-    def latest_summary(self, project_id: int) -> Summary | None:
-        """Return what is known of the version of the last training."""
+    def summaries(self, project_id: int, *, limit: int = KEPT + 1) -> list[Summary]:
+        """Return what is known of the stored versions, newest first; by default of all."""
         query = (
             sa.select(*_SUMMARY)
             .where(versions.c.project_id == project_id)
             .order_by(versions.c.number.desc())
-            .limit(1)
-        )
-        with self._database.read() as connection:
-            row = connection.execute(query).one_or_none()
-        return None if row is None else Summary(*row)
-
-    def summaries(self, project_id: int) -> list[Summary]:
-        """Return what is known of each stored version, newest first."""
-        query = (
-            sa.select(*_SUMMARY)
-            .where(versions.c.project_id == project_id)
-            .order_by(versions.c.number.desc())
+            .limit(limit)
         )
         with self._database.read() as connection:
             return [Summary(*row) for row in connection.execute(query)]

@@ -155,7 +155,7 @@ function lookAgain(everyPanel) {
   for (const panel of panels()) {
     const every = Number(panel.dataset.seconds) * 1000;
     // One that was never loaded waits until it is in sight.
-    const last = lastLook.get(panel);
+    const last = lastLook.get(panel) ?? ("loaded" in panel.dataset ? 0 : undefined);
     if (last !== undefined && (everyPanel || (every > 0 && performance.now() - last >= every))) {
       htmx.trigger(panel, "again");
     }
