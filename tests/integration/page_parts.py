@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 from xml.sax.saxutils import quoteattr
 
@@ -16,6 +17,7 @@ from backend.page.blueprint import create_blueprint
 from backend.page.links import LabelStudioLinks
 from backend.page.services import PageServices
 from backend.store import Store
+from backend.store.findings import Finding
 from backend.store.versions import ControlHead, Version
 
 PROJECT = 7
@@ -69,6 +71,7 @@ def publish(
     *,
     labels: Sequence[str] = (),
     project_id: int = PROJECT,
+    findings: Mapping[Finding, bytes] = MappingProxyType({}),
 ) -> Version:
     """Store a version of a project whose report is known, with a head of a control's choices."""
     config = config_of(labels) if labels else "<View/>"
@@ -86,4 +89,4 @@ def publish(
         annotations=12,
         report=report,
     )
-    return store.versions.publish(version)
+    return store.versions.publish(version, findings)
