@@ -8,6 +8,7 @@ from backend.store.embeddings import Embeddings
 from backend.store.projects import Projects
 from backend.store.requests import Requests
 from backend.store.schema import Database
+from backend.store.standings import Standings
 from backend.store.tasks import Tasks
 from backend.store.usage import Usage
 from backend.store.versions import Versions
@@ -23,6 +24,7 @@ class Store:
     tasks: Tasks
     embeddings: Embeddings
     versions: Versions
+    standings: Standings
     requests: Requests
     usage: Usage
     webhooks: Webhooks
@@ -38,6 +40,7 @@ class Store:
             Tasks(database),
             Embeddings(database),
             Versions(database),
+            Standings(database),
             requests,
             Usage(database),
             Webhooks(database, projects, requests),
