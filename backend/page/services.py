@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from backend.doctor import Finding
 from backend.errors import LabelingConfigError
-from backend.jobs.queue import JobQueue
-from backend.labelstudio.client import LabelStudio
 from backend.labelstudio.config import Control, parse_labeling_config
 from backend.page.links import LabelStudioLinks
 from backend.store import Store
 from backend.store.projects import Project
 from backend.store.versions import Summary
+
+if TYPE_CHECKING:
+    from backend.doctor import Finding
+    from backend.jobs.queue import JobQueue
+    from backend.labelstudio.client import LabelStudio
 
 
 @dataclass(frozen=True)
