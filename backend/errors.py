@@ -4,6 +4,7 @@ ClipBackendError
 ├── SettingsError               a setting is missing or wrong
 ├── RequestError (400)          a request that cannot be understood
 │   ├── AuthenticationError (401)
+│   ├── ForbiddenError (403)
 │   ├── NotFoundError (404)
 │   ├── TooLargeError (413)
 │   └── TooManyRequestsError (429)
@@ -53,6 +54,12 @@ class AuthenticationError(RequestError):
     """Credentials are missing or wrong."""
 
     status = 401
+
+
+class ForbiddenError(RequestError):
+    """What another site's page may not have done."""
+
+    status = 403
 
 
 class NotFoundError(RequestError):

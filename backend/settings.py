@@ -126,6 +126,16 @@ class Settings(BaseSettings):
         description="Address of this backend as seen from Label Studio; "
         "default of `connect --backend-url`",
     )
+    public_url: str | None = Field(
+        None,
+        description="Address of this backend as seen from people's browsers, for links to its "
+        "page; unset: `BACKEND_URL`, or what `connect --backend-url` says",
+    )
+    label_studio_public_url: str | None = Field(
+        None,
+        description="Address of Label Studio as seen from people's browsers, for links and "
+        "pictures on the page; unset: `LABEL_STUDIO_URL`",
+    )
     clip_model: str = Field(
         "ViT-B-32-256", description="open_clip architecture; `tiny` is the small one shipped here"
     )
@@ -249,7 +259,7 @@ class Settings(BaseSettings):
         16, ge=1, le=256, description="Pictures that are fetched at the same time"
     )
 
-    @field_validator("label_studio_url", "backend_url")
+    @field_validator("label_studio_url", "backend_url", "public_url", "label_studio_public_url")
     @classmethod
     def _is_web_address(cls, value: str | None) -> str | None:
         if value is None:
@@ -276,6 +286,13 @@ class Settings(BaseSettings):
                 "give the backend an alias such as clip-backend.internal in Label Studio's network "
                 "(in Kubernetes it has SERVICE.NAMESPACE.svc)"
             )
+        return value
+
+    @field_validator("public_url")
+    @classmethod
+    def _has_no_path(cls, value: str | None) -> str | None:
+        if value is not None and urlsplit(value).path:
+            raise ValueError("must have no path: the page needs a host or a port of its own")
         return value
 
     @field_validator("image_hosts")

@@ -16,6 +16,9 @@ from backend import assembly
 from backend.api.routes import ApiServices, create_app
 from backend.clip.background import BackgroundEncoder
 from backend.logs import configure_logging
+from backend.page.blueprint import create_blueprint
+from backend.page.links import LabelStudioLinks
+from backend.page.services import PageServices
 from backend.settings import Settings
 from backend.store import Store
 from backend.telemetry import trace_requests
@@ -38,20 +41,32 @@ def create(settings: Settings | None = None) -> Flask:
     configured = None not in (settings.label_studio_url, settings.label_studio_api_key)
     client = assembly.label_studio(settings) if configured else None
     encoder = BackgroundEncoder(lambda: _load_encoder(settings))
+    store = Store.open(settings.database)
     app = create_app(
         ApiServices(
             settings=settings,
-            store=Store.open(settings.database),
+            store=store,
             encoder=encoder,
             images=assembly.image_fetcher(settings, client),
             limits=assembly.image_limits(settings),
             workers=_worker_counter(settings.redis),
         )
     )
+    app.register_blueprint(create_blueprint(_page_services(settings, store)))
     if settings.otel_exporter_otlp_endpoint is not None:
         trace_requests(app, _SERVICE)
     encoder.start()
     return app
+
+
+def _page_services(settings: Settings, store: Store) -> PageServices:
+    return PageServices(
+        store=store,
+        label_studio=LabelStudioLinks(
+            settings.label_studio_public_url or settings.label_studio_url
+        ),
+        public_url=settings.public_url,
+    )
 
 
 def _worker_counter(redis: str) -> Callable[[], int]:

@@ -99,6 +99,9 @@ class Summary:
     created_at: float
 
 
+_SUMMARY = tuple(versions.c[name] for name in Summary.__dataclass_fields__)
+
+
 def is_ours(model_version: str) -> bool:
     """Tell whether a prediction's model version is one that this backend gave."""
     return _NAME.fullmatch(model_version) is not None
@@ -120,6 +123,17 @@ class Versions:
         with self._database.read() as connection:
             row = connection.execute(query).one_or_none()
         return None if row is None else _from_row(row)
+
+    def active_summary(self, project_id: int) -> Summary | None:
+        """Return what is known of the version that predictions are made with."""
+        query = (
+            sa.select(*_SUMMARY)
+            .join(projects, projects.c.id == versions.c.project_id)
+            .where(versions.c.project_id == project_id, versions.c.name == projects.c.model_version)
+        )
+        with self._database.read() as connection:
+            row = connection.execute(query).one_or_none()
+        return None if row is None else Summary(*row)
 
     def latest(self, project_id: int) -> Version | None:
         """Return the version of the last training: the active one unless another is pinned."""
@@ -144,9 +158,8 @@ class Versions:
 
     def summaries(self, project_id: int) -> list[Summary]:
         """Return what is known of each stored version, newest first."""
-        columns = [versions.c[name] for name in Summary.__dataclass_fields__]
         query = (
-            sa.select(*columns)
+            sa.select(*_SUMMARY)
             .where(versions.c.project_id == project_id)
             .order_by(versions.c.number.desc())
         )

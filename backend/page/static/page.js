@@ -1,0 +1,200 @@
+/* Charts from the JSON in the panels, and panels that are looked at again while they are seen. */
+"use strict";
+
+const PALETTE = [
+  "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#7F7F7F",
+];
+const dark = window.matchMedia("(prefers-color-scheme: dark)");
+
+/* Charts */
+
+function colour(name) {
+  return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+}
+
+function theme() {
+  const axis = {
+    axisLabel: { color: colour("--quiet") },
+    nameTextStyle: { color: colour("--quiet") },
+    axisLine: { lineStyle: { color: colour("--line") } },
+    splitLine: { lineStyle: { color: colour("--line") } },
+  };
+  return {
+    color: PALETTE,
+    backgroundColor: "transparent",
+    textStyle: { color: colour("--text"), fontFamily: "system-ui, sans-serif" },
+    label: { color: colour("--text") },
+    legend: { textStyle: { color: colour("--text") } },
+    visualMap: { textStyle: { color: colour("--text") } },
+    categoryAxis: axis,
+    valueAxis: axis,
+    logAxis: axis,
+    timeAxis: axis,
+    tooltip: {
+      backgroundColor: colour("--card"),
+      borderColor: colour("--line"),
+      textStyle: { color: colour("--text") },
+    },
+  };
+}
+
+/* An element and no markup: a string would be read as HTML, whose styles the page forbids. */
+function tip(items) {
+  const box = document.createElement("div");
+  box.className = "tip";
+  for (const item of [items].flat()) {
+    const data = item.data ?? {};
+    const value = Array.isArray(item.value) ? item.value.join(", ") : item.value;
+    for (const line of data.tip ?? [[item.name, value].filter((part) => part !== "").join(": ")]) {
+      box.append(Object.assign(document.createElement("div"), { textContent: line }));
+    }
+    if (isAddress(data.picture)) {
+      box.append(Object.assign(document.createElement("img"), { src: data.picture, alt: "" }));
+    }
+  }
+  return box;
+}
+
+function isAddress(text) {
+  return typeof text === "string" && /^(https?:\/\/|\/(?!\/))/.test(text);
+}
+
+function draw(element) {
+  const option = JSON.parse(element.nextElementSibling.textContent);
+  element.style.height = `${Number(element.dataset.height)}px`;
+  const chart = echarts.init(element, theme(), { renderer: "canvas" });
+  option.animation = false;
+  option.aria = { enabled: true, label: { enabled: false }, decal: { show: option.series.length > 1 } };
+  if (option.tooltip) {
+    Object.assign(option.tooltip, { confine: true, renderMode: "html", formatter: tip });
+  }
+  for (const series of option.series) {
+    if (series.label) {
+      series.label.color = colour("--text");
+    }
+  }
+  chart.setOption(option);
+  chart.on("click", ({ data }) => {
+    if (isAddress(data?.href)) {
+      window.open(data.href, "_blank", "noopener");
+    }
+  });
+  new ResizeObserver(() => !chart.isDisposed() && chart.resize()).observe(element);
+}
+
+function charts(within) {
+  return within.querySelectorAll("[data-chart]");
+}
+
+function drop(within) {
+  for (const element of charts(within)) {
+    echarts.getInstanceByDom(element)?.dispose();
+  }
+}
+
+dark.addEventListener("change", () => {
+  drop(document);
+  charts(document).forEach(draw);
+});
+
+/* Panels */
+
+const lastLook = new WeakMap();
+const lastAnswer = new WeakMap();
+
+function panels() {
+  return document.querySelectorAll("[data-panel]");
+}
+
+function panelOf(event) {
+  return event.target.closest?.("[data-panel]");
+}
+
+function lookAgain(everyPanel) {
+  if (document.visibilityState !== "visible") {
+    return;
+  }
+  for (const panel of panels()) {
+    const every = Number(panel.dataset.seconds) * 1000;
+    // One that was never loaded waits until it is in sight.
+    const last = lastLook.get(panel);
+    if (last !== undefined && (everyPanel || (every > 0 && performance.now() - last >= every))) {
+      htmx.trigger(panel, "again");
+    }
+  }
+}
+
+setInterval(() => lookAgain(false), 500);
+document.addEventListener("visibilitychange", () => lookAgain(false));
+document.addEventListener("refresh-panels", () => lookAgain(true));
+
+function tell(panel, problem) {
+  const note = panel.querySelector(".problem");
+  if (note.textContent !== problem) {
+    note.textContent = problem;
+  }
+  note.hidden = problem === "";
+}
+
+document.addEventListener("htmx:beforeRequest", (event) => {
+  if (event.target.matches("[data-panel]")) {
+    lastLook.set(event.target, performance.now());
+  }
+});
+
+/* What has not changed stays: the focus, what is opened and where it is scrolled to with it. */
+document.addEventListener("htmx:beforeSwap", (event) => {
+  const panel = panelOf(event);
+  const { xhr, requestConfig } = event.detail;
+  if (!panel || !requestConfig.elt.matches("[data-panel]") || xhr.status !== 200) {
+    return;
+  }
+  tell(panel, "");
+  if (lastAnswer.get(panel) === xhr.responseText) {
+    event.detail.shouldSwap = false;
+    return;
+  }
+  lastAnswer.set(panel, xhr.responseText);
+  panel.opened = [...panel.querySelectorAll("details[open]")].map((details) => details.id);
+  drop(panel);
+});
+
+document.addEventListener("htmx:afterSwap", (event) => {
+  for (const id of panelOf(event)?.opened ?? []) {
+    document.getElementById(id)?.setAttribute("open", "");
+  }
+  charts(event.target).forEach(draw);
+  tellTimes(event.target);
+});
+
+function sentence(xhr) {
+  const parsed = new DOMParser().parseFromString(xhr.responseText, "text/html");
+  return parsed.body.textContent.trim() || `error ${xhr.status}`;
+}
+
+document.addEventListener("htmx:responseError", ({ target, detail }) => {
+  say(target, `${sentence(detail.xhr)} (trying again)`, sentence(detail.xhr));
+});
+for (const name of ["htmx:sendError", "htmx:timeout"]) {
+  document.addEventListener(name, ({ target }) => {
+    const problem = "the backend does not answer";
+    say(target, `${problem} (trying again)`, `${problem}: press again in a moment`);
+  });
+}
+
+/* A panel that failed says so above what it showed before; a button says so where buttons speak. */
+function say(element, ofPanel, ofButton) {
+  if (element.matches("[data-panel]")) {
+    tell(element, ofPanel);
+  } else {
+    document.getElementById("said").textContent = ofButton;
+  }
+}
+
+function tellTimes(within) {
+  for (const time of within.querySelectorAll("time[data-time]")) {
+    time.textContent = new Date(time.dateTime).toLocaleString();
+  }
+}
+
+tellTimes(document);

@@ -1,0 +1,62 @@
+"""What the tests of the page have in common."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flask import Flask
+from flask.testing import FlaskClient
+
+from backend.page.blueprint import create_blueprint
+from backend.page.links import LabelStudioLinks
+from backend.page.services import PageServices
+from backend.store import Store
+from backend.store.versions import Version
+
+PROJECT = 7
+LABEL_STUDIO = "https://labels.example.com"
+
+BROWSER = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+HTMX = {"HX-Request": "true"}
+SAME_ORIGIN = {"Sec-Fetch-Site": "same-origin"}
+
+# Names that no page may take for its own words.
+HOSTILE_NAMES = (
+    "<img src=x onerror=alert(1)>",
+    "</script><script>alert(1)</script>",
+    "\"'><svg/onload=alert(1)>",
+    "{{ 7 * 7 }}",
+    "{b}: {c}%",
+    "\u202egnp.exe",
+    "a\u2028b\0c",
+    "x" * 5000,
+    "شجرة",
+)
+
+
+def with_page(app: Flask, store: Store, **values: Any) -> FlaskClient:
+    """Return a browser's client of an app of the API with the page."""
+    services = PageServices(
+        **{"store": store, "label_studio": LabelStudioLinks(LABEL_STUDIO)} | values
+    )
+    app.register_blueprint(create_blueprint(services))
+    client = app.test_client()
+    client.environ_base["HTTP_ACCEPT"] = BROWSER["Accept"]
+    return client
+
+
+def publish(store: Store, report: dict[str, Any], *, project_id: int = PROJECT) -> Version:
+    """Store a version of a project whose report is known."""
+    store.projects.set_up(project_id, label_config="<View/>", extra_params={})
+    version = Version(
+        project_id,
+        number=0,
+        fingerprint="0" * 64,
+        encoder="tiny",
+        query_strategy="margin",
+        score="confidence",
+        heads={},
+        annotations=12,
+        report=report,
+    )
+    return store.versions.publish(version)
