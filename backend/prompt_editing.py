@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from backend.api.actions import UNTRAINED
-from backend.errors import RequestError, SettingsError
+from backend.errors import NotFoundError, RequestError
 from backend.labelstudio.client import LabelStudio
 from backend.labelstudio.config import Control, LabelingConfig
 from backend.settings import parse_extra_params
@@ -75,7 +75,7 @@ def save_prompts(
 
     What else is in the extra params stays.
 
-    Raises SettingsError where Label Studio has no ML backend of ours for the project,
+    Raises NotFoundError where Label Studio has no ML backend of ours for the project,
     RequestError where its extra params cannot be read, LabelStudioError.
     """
     ours = _our_backend(client, project)
@@ -99,7 +99,7 @@ def _our_backend(client: LabelStudio, project: Project) -> dict[str, Any]:
         version = str(backend.get("model_version"))
         if version == UNTRAINED or is_ours(version):
             return backend
-    raise SettingsError(
+    raise NotFoundError(
         f"Label Studio has no ML backend of this one for project {project.id}: "
         f"run `clip-backend connect --project {project.id}`"
     )

@@ -15,6 +15,8 @@ from gunicorn.glogging import Logger as GunicornLogger
 from backend import assembly
 from backend.api.routes import ApiServices, create_app
 from backend.clip.background import BackgroundEncoder
+from backend.embedding import Embedder
+from backend.labelstudio.client import LabelStudio
 from backend.logs import configure_logging
 from backend.page.blueprint import create_blueprint
 from backend.page.links import LabelStudioLinks
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
 
 _SERVICE = "clip-backend-api"
 
+# Seconds that somebody who presses a button on the page waits for CLIP.
+_PATIENCE = 1.0
+
 
 def create(settings: Settings | None = None) -> Flask:
     """Return the WSGI app; CLIP is loaded in the background meanwhile.
@@ -42,26 +47,40 @@ def create(settings: Settings | None = None) -> Flask:
     client = assembly.label_studio(settings) if configured else None
     encoder = BackgroundEncoder(lambda: _load_encoder(settings))
     store = Store.open(settings.database)
-    app = create_app(
-        ApiServices(
-            settings=settings,
-            store=store,
-            encoder=encoder,
-            images=assembly.image_fetcher(settings, client),
-            limits=assembly.image_limits(settings),
-            workers=_worker_counter(settings.redis),
-        )
+    services = ApiServices(
+        settings=settings,
+        store=store,
+        encoder=encoder,
+        images=assembly.image_fetcher(settings, client),
+        limits=assembly.image_limits(settings),
+        workers=_worker_counter(settings.redis),
     )
-    app.register_blueprint(create_blueprint(_page_services(settings, store)))
+    app = create_app(services)
+    app.register_blueprint(create_blueprint(_page_services(services, client)))
     if settings.otel_exporter_otlp_endpoint is not None:
         trace_requests(app, _SERVICE)
     encoder.start()
     return app
 
 
-def _page_services(settings: Settings, store: Store) -> PageServices:
+def _page_services(services: ApiServices, client: LabelStudio | None) -> PageServices:
+    settings = services.settings
+
+    @cache
+    def embedder() -> Embedder:
+        return Embedder(
+            services.encoder.wait(_PATIENCE),
+            services.store.embeddings,
+            services.images,
+            services.limits,
+            services.instruments,
+        )
+
     return PageServices(
-        store=store,
+        store=services.store,
+        learning=settings.learning,
+        embedder=embedder,
+        client=client,
         label_studio=LabelStudioLinks(
             settings.label_studio_public_url or settings.label_studio_url
         ),

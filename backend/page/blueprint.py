@@ -9,7 +9,9 @@ from backend.errors import NotFoundError, TooLargeError
 from backend.page import answers
 from backend.page.listing import listed_projects
 from backend.page.panels import BY_NAME, PANELS
+from backend.page.prompts import add_prompts
 from backend.page.same_origin import check_same_origin
+from backend.page.searching import add_search
 from backend.page.services import PageServices, ProjectView
 from backend.page.wording import as_utc, shown
 from backend.store.requests import Kind, Request
@@ -100,4 +102,6 @@ def create_blueprint(services: PageServices) -> Blueprint:
             )
         return ProjectView(services, known)
 
+    add_search(page, _PROJECT, _view)
+    add_prompts(page, _PROJECT, _view)
     return page

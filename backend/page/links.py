@@ -28,6 +28,10 @@ class LabelStudioLinks:
         """Return the address of a project's tasks."""
         return self._under(f"/projects/{project_id}/data")
 
+    def view(self, project_id: int, view_id: int) -> str | None:
+        """Return the address of a view of the Data Manager."""
+        return self._under(f"/projects/{project_id}/data?tab={view_id}")
+
     def task(self, project_id: int, task_id: int) -> str | None:
         """Return the address of one task, opened for annotation."""
         return self._under(f"/projects/{project_id}/data?task={task_id}")

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from backend.page.class_balance import class_balance
+from backend.page.prompts import prompts_form
+from backend.page.searching import search_form
 from backend.page.services import ProjectView
 
 
@@ -30,6 +32,8 @@ class Panel:
 # fmt: off
 PANELS: tuple[Panel, ...] = (
     Panel("class_balance", "Class balance", class_balance),
+    Panel("search", "Search", search_form, seconds=0, lazy=True, wide=True),
+    Panel("prompts", "Prompts", prompts_form, seconds=0, lazy=True, wide=True),
 )
 # fmt: on
 

@@ -7,9 +7,12 @@ from typing import Any
 from flask import Flask
 from flask.testing import FlaskClient
 
+from backend.embedding import Embedder
+from backend.errors import EncoderError
 from backend.page.blueprint import create_blueprint
 from backend.page.links import LabelStudioLinks
 from backend.page.services import PageServices
+from backend.settings import Settings
 from backend.store import Store
 from backend.store.versions import Version
 
@@ -37,12 +40,22 @@ HOSTILE_NAMES = (
 def with_page(app: Flask, store: Store, **values: Any) -> FlaskClient:
     """Return a browser's client of an app of the API with the page."""
     services = PageServices(
-        **{"store": store, "label_studio": LabelStudioLinks(LABEL_STUDIO)} | values
+        **{
+            "store": store,
+            "label_studio": LabelStudioLinks(LABEL_STUDIO),
+            "learning": Settings.read().learning,
+            "embedder": _still_loading,
+        }
+        | values
     )
     app.register_blueprint(create_blueprint(services))
     client = app.test_client()
     client.environ_base["HTTP_ACCEPT"] = BROWSER["Accept"]
     return client
+
+
+def _still_loading() -> Embedder:
+    raise EncoderError("CLIP is still being loaded: try again in a moment")
 
 
 def publish(store: Store, report: dict[str, Any], *, project_id: int = PROJECT) -> Version:

@@ -13,7 +13,7 @@ from backend import assembly
 from backend.clip.encoder import Encoder
 from backend.demo.pictures import CHOICES, render
 from backend.embedding import Embedder
-from backend.errors import RequestError, SettingsError
+from backend.errors import NotFoundError, RequestError
 from backend.labelstudio.client import LabelStudio, RemoteTask
 from backend.labelstudio.config import Control, parse_labeling_config
 from backend.prompt_editing import read_prompts, save_prompts, with_prompts
@@ -292,7 +292,7 @@ def test_a_project_without_our_backend_is_told_to_connect(
 ) -> None:
     label_studio.ml_backends = [backend(id=2, model_version="else")]
 
-    with pytest.raises(SettingsError, match=f"clip-backend connect --project {PROJECT}"):
+    with pytest.raises(NotFoundError, match=f"clip-backend connect --project {PROJECT}"):
         save_prompts(client, CONNECTED, COLOURS, {"red": ["x"]})
 
 
