@@ -10,12 +10,16 @@ from numpy.typing import NDArray
 
 from backend.labelstudio.config import LabelingConfig
 from backend.prediction import Predictor
+from backend.store.contents import QueuedTask
 from backend.store.tasks import Tasks
 from backend.store.versions import Version
 
 # What the first tasks of the queue are picked from: half of them the most uncertain ones, half a
 # sample that shows what the pool is like. It bounds time and memory for pools of any size.
 CANDIDATES = 5000
+
+# Of a task at the head of the queue: those that its uncertainty is about.
+SHOWN_CHOICES = 2
 
 # Annotated tasks that tell a query strategy what is known already.
 LABELLED = 2000
@@ -77,6 +81,34 @@ def in_order(predictor: Predictor, tasks: Tasks, config: LabelingConfig, version
     ).numpy()
     order = np.argsort(-dealt, kind="stable")
     return Queue(ids[order], dealt[order])
+
+
+def head_of(
+    queue: Queue,
+    count: int,
+    predictor: Predictor,
+    tasks: Tasks,
+    config: LabelingConfig,
+    version: Version,
+) -> list[QueuedTask]:
+    """Return the first tasks of a queue with the choices that the version is torn between."""
+    uncertainties = dict(
+        zip(queue.ids[:count].tolist(), queue.uncertainties[:count].tolist(), strict=True)
+    )
+    first = tasks.named(version.project_id, [*uncertainties])
+    scores = predictor.score(first, config, version, fetch=False)
+    found = []
+    for row, index in enumerate(scores.usable):
+        likeliest = {}
+        for control, probabilities in zip(config.controls, scores.probabilities, strict=True):
+            places = np.argsort(-probabilities[row], kind="stable")[:SHOWN_CHOICES]
+            likeliest[control.name] = [
+                (control.values[place], round(float(probabilities[row, place]), 4))
+                for place in places.tolist()
+            ]
+        task_id = first[index].id
+        found.append(QueuedTask(task_id, round(1 - uncertainties[task_id], 4), likeliest))
+    return found
 
 
 def _uncertainties(

@@ -46,12 +46,13 @@ class Scores:
     """What a version says of tasks, as numbers.
 
     `usable` are the tasks, by index, whose pictures could be had; `errors` say for all why not,
-    where not. For each control, `probabilities` are [N, K] of the usable tasks, columns in the
-    order of the head's choices, and `uncertainties` [N] in [0, 1]; there are none without usable
-    tasks.
+    where not. For each control, `vectors` are the unit vectors [N, D] of the usable tasks'
+    pictures, `probabilities` are [N, K] of them, columns in the order of the head's choices, and
+    `uncertainties` [N] in [0, 1]; there are none without usable tasks.
     """
 
     usable: list[int]
+    vectors: list[torch.Tensor]
     probabilities: list[Vector]
     uncertainties: list[torch.Tensor]
     errors: list[TaskError]
@@ -85,9 +86,10 @@ class Predictor:
         """Return the numbers that `predict` makes its predictions of, for as many tasks as fit."""
         found = self.embedder.look_up(tasks, config, fetch=fetch)
         if not found.usable:
-            return Scores([], [], [], found.errors)
+            return Scores([], [], [], [], found.errors)
         return Scores(
             found.usable,
+            found.vectors,
             [
                 version.heads[control.name].head.probabilities(vectors).numpy()
                 for control, vectors in zip(config.controls, found.vectors, strict=True)

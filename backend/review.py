@@ -58,10 +58,11 @@ def review(store: Store, client: LabelStudio, project_id: int, *, limit: int) ->
         for control, agreement in agreements.items():
             console.print(_agreement_table(control, agreement, emails))
 
-    _show_view(console, store, client, project_id, _most_suspicious(list(suspects.values())))
+    _show_view(console, store, client, project_id, most_suspicious(list(suspects.values())))
 
 
-def _most_suspicious(suspects: Sequence[Sequence[Suspect]]) -> list[int]:
+def most_suspicious(suspects: Sequence[Sequence[Suspect]]) -> list[int]:
+    """Return the suspected tasks of several controls, each in turn with its most suspicious."""
     by_rank = chain.from_iterable(zip_longest(*suspects))
     return list(dict.fromkeys(suspect["task"] for suspect in by_rank if suspect is not None))
 

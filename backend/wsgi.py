@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +16,15 @@ from gunicorn.glogging import Logger as GunicornLogger
 from backend import assembly
 from backend.api.routes import ApiServices, create_app
 from backend.clip.background import BackgroundEncoder
+from backend.doctor import findings
 from backend.embedding import Embedder
+from backend.jobs.queue import JobQueue
 from backend.labelstudio.client import LabelStudio
 from backend.logs import configure_logging
 from backend.page.blueprint import create_blueprint
+from backend.page.health import Findings
 from backend.page.links import LabelStudioLinks
+from backend.page.remembered import Remembered
 from backend.page.services import PageServices
 from backend.settings import Settings
 from backend.store import Store
@@ -27,12 +32,15 @@ from backend.telemetry import trace_requests
 
 if TYPE_CHECKING:
     from backend.clip.encoder import Encoder
-    from backend.jobs.queue import JobQueue
 
 _SERVICE = "clip-backend-api"
 
-# Seconds that somebody who presses a button on the page waits for CLIP.
-_PATIENCE = 1.0
+# Seconds that names from Label Studio are kept, and that a panel waits for them.
+_SAID_FOR = 300.0
+_WAIT_FOR_NAMES = 2.0
+
+# Seconds that somebody who presses a button on the page waits for CLIP to be loaded.
+_WAIT_FOR_CLIP = 1.0
 
 
 def create(settings: Settings | None = None) -> Flask:
@@ -47,56 +55,61 @@ def create(settings: Settings | None = None) -> Flask:
     client = assembly.label_studio(settings) if configured else None
     encoder = BackgroundEncoder(lambda: _load_encoder(settings))
     store = Store.open(settings.database)
+    # An API that nobody scrapes or looks at needs no Redis.
+    queue = cache(lambda: JobQueue(settings.redis))
     services = ApiServices(
         settings=settings,
         store=store,
         encoder=encoder,
         images=assembly.image_fetcher(settings, client),
         limits=assembly.image_limits(settings),
-        workers=_worker_counter(settings.redis),
+        workers=lambda: len(queue().workers()),
     )
     app = create_app(services)
-    app.register_blueprint(create_blueprint(_page_services(services, client)))
+    app.register_blueprint(create_blueprint(_page_services(services, client, queue)))
     if settings.otel_exporter_otlp_endpoint is not None:
         trace_requests(app, _SERVICE)
     encoder.start()
     return app
 
 
-def _page_services(services: ApiServices, client: LabelStudio | None) -> PageServices:
-    settings = services.settings
+def _page_services(
+    api: ApiServices, client: LabelStudio | None, queue: Callable[[], JobQueue]
+) -> PageServices:
+    settings = api.settings
 
     @cache
     def embedder() -> Embedder:
-        return Embedder(
-            services.encoder.wait(_PATIENCE),
-            services.store.embeddings,
-            services.images,
-            services.limits,
-            services.instruments,
-        )
+        encoder = api.encoder.wait(_WAIT_FOR_CLIP)
+        return Embedder(encoder, api.store.embeddings, api.images, api.limits, api.instruments)
 
-    return PageServices(
-        store=services.store,
-        learning=settings.learning,
-        embedder=embedder,
-        client=client,
+    services = PageServices(
+        store=api.store,
         label_studio=LabelStudioLinks(
             settings.label_studio_public_url or settings.label_studio_url
         ),
+        queue=queue,
+        learning=settings.learning,
+        embedder=embedder,
+        findings=Findings(
+            lambda project_id: list(findings(settings, [project_id], sends_webhook=False))
+        ),
         public_url=settings.public_url,
+        client=client,
+    )
+    if client is None:
+        return services
+    return replace(
+        services,
+        emails=_remember(client.emails, patience=_WAIT_FOR_NAMES),
+        titles=_remember(client.titles, patience=0.0),
     )
 
 
-def _worker_counter(redis: str) -> Callable[[], int]:
-    @cache
-    def queue() -> JobQueue:
-        # An API that nobody scrapes needs no Redis.
-        from backend.jobs.queue import JobQueue
-
-        return JobQueue(redis)
-
-    return lambda: len(queue().workers())
+def _remember(
+    look: Callable[[], dict[int, str]], *, patience: float
+) -> Callable[[], dict[int, str] | None]:
+    return Remembered("Label Studio", look, seconds=_SAID_FOR, patience=patience).read
 
 
 def _load_encoder(settings: Settings) -> Encoder:

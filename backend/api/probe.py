@@ -23,11 +23,19 @@ class Probe(Generic[Found]):
     """Reads something in a thread of its own, and does without where that takes too long.
 
     A server that is gone without a word would keep whoever asks waiting for minutes. Those who ask
-    at the same time share one look.
+    at the same time share one look. The log names the `reader`.
     """
 
-    def __init__(self, server: str, look: Callable[[], Found], patience: float = PATIENCE) -> None:
+    def __init__(
+        self,
+        server: str,
+        look: Callable[[], Found],
+        patience: float = PATIENCE,
+        *,
+        reader: str = "metrics",
+    ) -> None:
         self._server = server
+        self._reader = reader
         self._look = look
         self._patience = patience
         self._lock = threading.Lock()
@@ -35,15 +43,20 @@ class Probe(Generic[Found]):
 
     def read(self) -> Found | None:
         """Return what is found; None where the server does not answer, or not in time."""
+        try:
+            return self.look().result(self._patience)
+        except LateError:
+            log.warning(
+                "%s: %s does not answer in %g s", self._reader, self._server, self._patience
+            )
+            return None
+
+    def look(self) -> Future[Found | None]:
+        """Look, or share the look that is under way; nobody waits."""
         with self._lock:
             if self._under_way is None or self._under_way.done():
                 self._under_way = self._start()
-            answer = self._under_way
-        try:
-            return answer.result(self._patience)
-        except LateError:
-            log.warning("metrics: %s does not answer in %g s", self._server, self._patience)
-            return None
+            return self._under_way
 
     def _start(self) -> Future[Found | None]:
         answer: Future[Found | None] = Future()
@@ -58,8 +71,8 @@ class Probe(Generic[Found]):
         try:
             found = self._look()
         except ClipBackendError as error:
-            log.warning("metrics: %s", error)
+            log.warning("%s: %s", self._reader, error)
         except Exception:
-            log.exception("metrics: what %s says cannot be read", self._server)
+            log.exception("%s: what %s says cannot be read", self._reader, self._server)
         finally:
             answer.set_result(found)

@@ -13,8 +13,10 @@ from backend.jobs.embed import mirror
 from backend.jobs.services import Services
 from backend.jobs.sweep import is_wanted
 from backend.labelstudio.config import LabelingConfig, parse_labeling_config
-from backend.ordering import in_order
+from backend.ordering import Queue, head_of, in_order
 from backend.prediction import Prediction, fits, score_of
+from backend.store.contents import queue_to_bytes
+from backend.store.findings import Finding
 from backend.store.requests import Claim, Kind, Request
 from backend.store.versions import Version
 
@@ -76,9 +78,12 @@ def _push(services: Services, claim: Claim, version: Version, config: LabelingCo
     if store.tasks.pending(project_id, version.name):
         _take_note(services, version)
     pending = store.tasks.pending(project_id, version.name)
-    if not pending:
+    if not pending and store.findings.model_version(project_id, Finding.QUEUE) == version.name:
         return True
     queue = in_order(services.predictor, store.tasks, config, version)
+    if not pending:
+        _note_head(services, version, config, queue)
+        return True
     wanting = np.isin(queue.ids, np.fromiter(pending, np.int64, len(pending)))
     ids, uncertainties = queue.ids[wanting], queue.uncertainties[wanting]
     pushed = 0
@@ -105,6 +110,7 @@ def _push(services: Services, claim: Claim, version: Version, config: LabelingCo
             # A sweep counted it when these predictions were not in yet.
             store.projects.note_surplus(project_id, version.name, {})
             store.tasks.mark_shown(project_id, ids[:HEAD].tolist(), SHOWN_FOR)
+            _note_head(services, version, config, queue)
         pushed += len(scores)
     if len(ids):
         log.info(
@@ -149,6 +155,13 @@ def _add(
         if len(predictions) <= FIRST and time.monotonic() - started > SLOW:
             services.slow_imports.add(project_id)
     store.tasks.mark_predicted(project_id, predictions.keys(), version.name)
+
+
+def _note_head(services: Services, version: Version, config: LabelingConfig, queue: Queue) -> None:
+    """Keep what the page shows of the least certain tasks."""
+    store = services.store
+    head = head_of(queue, FIRST, services.predictor, store.tasks, config, version)
+    store.findings.keep(version.project_id, version.name, {Finding.QUEUE: queue_to_bytes(head)})
 
 
 def _take_note(services: Services, version: Version) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from backend.errors import LabelStudioError
@@ -15,6 +15,8 @@ from backend.labelstudio.client import RemoteProject, RemoteTask
 from backend.labelstudio.config import Control, LabelingConfig, parse_labeling_config
 from backend.prediction import fingerprint, fits, zero_shot_head
 from backend.settings import LearningSettings
+from backend.store.contents import confusions_to_bytes, labels_to_bytes
+from backend.store.findings import Finding
 from backend.store.projects import Project
 from backend.store.requests import Claim, Kind, Request
 from backend.store.tasks import StoredTask, Task
@@ -23,6 +25,7 @@ from backend.store.versions import ControlHead, Version, is_ours
 if TYPE_CHECKING:
     import torch
 
+    from backend.learning.confusion import Confusion
     from backend.learning.training import Trained
 
 log = logging.getLogger(__name__)
@@ -101,9 +104,28 @@ def train(services: Services, claim: Claim) -> None:
             }
         if claim.lost.is_set():
             return
-        heads = {name: head for name, (head, _) in trained.items()}
-        report = {name: of_control for name, (_, of_control) in trained.items()}
-        published = store.versions.publish(replace(version, heads=heads, report=report))
+        published = store.versions.publish(
+            replace(
+                version,
+                heads={name: each.head for name, each in trained.items()},
+                report={name: each.report for name, each in trained.items()},
+            ),
+            {
+                Finding.CONFUSION: confusions_to_bytes(
+                    {
+                        name: each.confusion
+                        for name, each in trained.items()
+                        if each.confusion is not None
+                    }
+                ),
+                Finding.LABELS: labels_to_bytes(
+                    {
+                        control.name: (control.values, labels[control.name])
+                        for control in config.controls
+                    }
+                ),
+            },
+        )
         now = store.projects.get(project_id)
         log.info(
             "published project=%d version=%s tasks_annotated=%d labels=%s%s",
@@ -157,6 +179,15 @@ def watermark(services: Services, remote: RemoteProject) -> list[Any]:
     ]
 
 
+@dataclass(frozen=True)
+class _Learnt:
+    """What the labels of one control give; `confusion` where there are enough of them."""
+
+    head: ControlHead
+    report: dict[str, Any]
+    confusion: Confusion | None
+
+
 class _Labelled:
     """The labelled set of one control."""
 
@@ -181,10 +212,9 @@ class _Labelled:
         self._ids, self._vectors = services.predictor.embedder.vectors_of(tasks, control)
         self.choices = {task_id: self._labels.values[task_id] for task_id in self._ids}
 
-    def train(
-        self, learning: LearningSettings, sample: list[StoredTask]
-    ) -> tuple[ControlHead, dict[str, Any]]:
+    def train(self, learning: LearningSettings, sample: list[StoredTask]) -> _Learnt:
         """Return the head that the labels give for what is like the sample, and how good it is."""
+        from backend.learning.confusion import confusion
         from backend.learning.label_errors import suspected_labels
         from backend.learning.training import Trained, train
 
@@ -202,21 +232,18 @@ class _Labelled:
                 pool=pool if len(pool) else None,
             )
         report = self._counts() | self.people
+        confused = None
         if trained.evaluation is not None and trained.out_of_fold is not None:
             report["temperature"] = trained.temperature
             report["out_of_fold"] = asdict(trained.evaluation)
-            report["suspects"] = suspected_labels(
-                trained.out_of_fold.cpu(),
-                targets,
-                self._ids,
-                self._control.values,
-                multiple=self._control.multiple,
-            )
+            judged = trained.out_of_fold.cpu(), targets, self._ids, self._control.values
+            report["suspects"] = suspected_labels(*judged, multiple=self._control.multiple)
+            confused = confusion(*judged, multiple=self._control.multiple)
             open_ids = {task.id for task in sample if task.open}
             open_pool = pool[[row for row, task_id in enumerate(ids) if task_id in open_ids]]
             if len(open_pool):
                 report |= _outlook(trained, targets, open_pool)
-        return ControlHead(zero_shot.values, trained.head), report
+        return _Learnt(ControlHead(zero_shot.values, trained.head), report, confused)
 
     def _counts(self) -> dict[str, Any]:
         per_choice = dict.fromkeys(self._control.values, 0)

@@ -20,6 +20,7 @@ from rq.serializers import JSONSerializer
 
 from backend.errors import ClipBackendError, DatabaseError
 from backend.jobs.embed import embed, sync
+from backend.jobs.mapping import draw_map
 from backend.jobs.queue import JobQueue, WorkerStatus
 from backend.jobs.reconcile import reconcile
 from backend.jobs.refresh import refresh
@@ -43,6 +44,7 @@ HANDLERS: dict[Kind, Callable[[Services, Claim], None]] = {
     Kind.EMBED: embed,
     Kind.SWEEP: sweep,
     Kind.TIDY: tidy,
+    Kind.MAP: draw_map,
 }
 
 

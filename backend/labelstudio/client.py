@@ -111,6 +111,12 @@ class LabelStudio:
         """Return the email of each user by id."""
         return {user["id"]: user["email"] for user in self._get("/api/users")}
 
+    def titles(self) -> dict[int, str]:
+        """Return the title of each project by id, of the newest `PAGE` projects."""
+        body = self._get("/api/projects", include="id,title", page_size=PAGE)
+        with self._expecting_label_studio():
+            return {project["id"]: project["title"] for project in body["results"]}
+
     def project(self, project_id: int) -> RemoteProject:
         """Return a project; LabelStudioError with `label_studio_status` 404 if there is none."""
         body = self._get(f"/api/projects/{project_id}")

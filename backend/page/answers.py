@@ -32,7 +32,8 @@ def security_policy(label_studio_origin: str | None) -> str:
             "connect-src 'self'",
             "font-src 'self'",
             f"img-src {pictures}",
-            "form-action 'self'",
+            # Some buttons end in Label Studio.
+            " ".join(filter(None, ("form-action 'self'", label_studio_origin))),
             "base-uri 'none'",
             "frame-ancestors 'none'",
         )

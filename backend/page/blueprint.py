@@ -5,10 +5,12 @@ from __future__ import annotations
 from flask import Blueprint, Response, redirect, render_template, request, url_for
 from flask.typing import ResponseReturnValue
 
-from backend.errors import NotFoundError, TooLargeError
+from backend import versions
+from backend.errors import NotFoundError, RequestError, SettingsError, TooLargeError
 from backend.page import answers
+from backend.page.insight import add_insight
 from backend.page.listing import listed_projects
-from backend.page.panels import BY_NAME, PANELS
+from backend.page.panels import BY_NAME, OVERVIEW, PANELS
 from backend.page.prompts import add_prompts
 from backend.page.same_origin import check_same_origin
 from backend.page.searching import add_search
@@ -66,11 +68,14 @@ def create_blueprint(services: PageServices) -> Blueprint:
     @page.get("/")
     @page.get("")
     def projects() -> str:
-        return render_template("projects.html", projects=listed_projects(services.store))
+        return render_template("projects.html", projects=listed_projects(services))
 
     @page.get(_PROJECT)
     def project(project_id: int) -> str:
-        return render_template("project.html", view=_view(project_id), panels=PANELS)
+        view = _view(project_id)
+        return render_template(
+            "project.html", view=view, panels=PANELS, panel=OVERVIEW.values(view)
+        )
 
     @page.get(f"{_PROJECT}/panels/<name>")
     def panel(project_id: int, name: str) -> str:
@@ -93,6 +98,21 @@ def create_blueprint(services: PageServices) -> Blueprint:
             request, project_id, "New tasks are looked for, and missing predictions pushed."
         )
 
+    @page.post(f"{_PROJECT}/use")
+    def use(project_id: int) -> ResponseReturnValue:
+        view = _view(project_id)
+        try:
+            name = versions.use(
+                services.store, services.queue(), view.project.id, request.form.get("version", "")
+            )
+        except SettingsError as error:
+            raise RequestError(str(error)) from error
+        return answers.done(request, project_id, f"{name} is used from now on.")
+
+    add_insight(page, services, lambda project_id: _view(project_id))
+    add_search(page, _PROJECT, lambda project_id: _view(project_id))
+    add_prompts(page, _PROJECT, lambda project_id: _view(project_id))
+
     def _view(project_id: int) -> ProjectView:
         known = services.store.projects.get(project_id)
         if known is None:
@@ -102,6 +122,4 @@ def create_blueprint(services: PageServices) -> Blueprint:
             )
         return ProjectView(services, known)
 
-    add_search(page, _PROJECT, _view)
-    add_prompts(page, _PROJECT, _view)
     return page

@@ -12,7 +12,7 @@ from backend.page.wording import shown
 MOST_ROWS = 1_000
 
 # Bars that are seen at once; the others are reached by scrolling in the chart.
-_BARS_AT_ONCE = 25
+_BARS_AT_ONCE = 15
 _BAR_HEIGHT = 22
 _MARGINS = 70
 
@@ -21,9 +21,9 @@ _MARGINS = 70
 class Chart:
     """A chart: ECharts' option, and the same for who reads.
 
-    An item of the option's data may have `href`, where a click leads, `picture`, which its tooltip
-    shows, and `tip`, the tooltip's lines; without them those are its name and value. `height` is
-    in pixels.
+    An item of the option's data may have `href`, where a click leads, `button`, the id of what a
+    click presses, `picture`, which its tooltip shows, and `tip`, the tooltip's lines; without them
+    those are its name and value. `height` is in pixels.
     """
 
     label: str
@@ -44,8 +44,14 @@ def bars(label: str, of_what: str, counts: dict[str, int], unit: str) -> Chart:
     drawn = ordered[:MOST_ROWS]
     at_once = min(len(drawn), _BARS_AT_ONCE)
     option: dict[str, Any] = {
-        "grid": {"left": 8, "right": 48, "top": 8, "bottom": 40, "containLabel": True},
-        "tooltip": {"trigger": "item"},
+        "grid": {
+            "left": 8,
+            "right": 48 if len(drawn) <= at_once else 72,
+            "top": 8,
+            "bottom": 40,
+            "containLabel": True,
+        },
+        "tooltip": {"trigger": "axis", "axisPointer": {"type": "shadow"}},
         "xAxis": {
             "type": "value",
             "minInterval": 1,
@@ -70,7 +76,17 @@ def bars(label: str, of_what: str, counts: dict[str, int], unit: str) -> Chart:
     }
     if len(drawn) > at_once:
         option["dataZoom"] = [
-            {"type": kind, "yAxisIndex": 0, "startValue": 0, "endValue": at_once - 1}
-            for kind in ("slider", "inside")
+            {
+                "type": "slider",
+                "yAxisIndex": 0,
+                "startValue": 0,
+                "endValue": at_once - 1,
+                "zoomLock": True,
+                "brushSelect": False,
+                "showDetail": False,
+                "showDataShadow": False,
+                "width": 14,
+                "right": 4,
+            }
         ]
     return Chart(label, option, (of_what, unit), ordered, _MARGINS + _BAR_HEIGHT * at_once)

@@ -20,10 +20,10 @@ class ControlBalance:
 
 
 def class_balance(view: ProjectView) -> list[ControlBalance]:
-    """Return the labels per choice that the active version has learned from, by control."""
+    """Return the labels per choice as the last training found them, by control."""
     return [
         _balance(control, report["per_choice"])
-        for control, report in view.reports.items()
+        for control, report in view.latest_reports.items()
         if "per_choice" in report
     ]
 

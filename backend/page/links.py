@@ -29,7 +29,7 @@ class LabelStudioLinks:
         return self._under(f"/projects/{project_id}/data")
 
     def view(self, project_id: int, view_id: int) -> str | None:
-        """Return the address of a view of the Data Manager."""
+        """Return the address of a view of a project's tasks."""
         return self._under(f"/projects/{project_id}/data?tab={view_id}")
 
     def task(self, project_id: int, task_id: int) -> str | None:

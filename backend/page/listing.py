@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from backend.store import Store
+from backend.page.services import PageServices
 
 # As many as one page shows.
 _MOST = 1_000
@@ -15,6 +15,7 @@ class ListedProject:
     """One project; None where nothing is known yet. `published_at` is Unix time."""
 
     id: int
+    title: str
     connected: bool
     version: str | None
     tasks: int | None
@@ -22,8 +23,9 @@ class ListedProject:
     published_at: float | None
 
 
-def listed_projects(store: Store) -> list[ListedProject]:
+def listed_projects(services: PageServices) -> list[ListedProject]:
     """Return the projects by id."""
+    store, titles = services.store, services.titles() or {}
     published = {each.project_id: each for each in store.versions.published(_MOST)}
     listed = []
     for project in store.projects.all()[:_MOST]:
@@ -31,6 +33,7 @@ def listed_projects(store: Store) -> list[ListedProject]:
         listed.append(
             ListedProject(
                 id=project.id,
+                title=titles.get(project.id, f"Project {project.id}"),
                 connected=project.connected,
                 version=project.model_version,
                 tasks=stands.tasks if stands else None,

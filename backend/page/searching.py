@@ -40,12 +40,12 @@ class Question:
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """A hit as it is shown; `address` and `picture` are None where a browser cannot get there."""
+    """A hit as it is shown; `link` and `picture` are None where a browser cannot get there."""
 
-    task_id: int
+    id: int
     similarity: float
     is_open: bool
-    address: str | None
+    link: str | None
     picture: str | None
 
 

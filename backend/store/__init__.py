@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from backend.store.embeddings import Embeddings
+from backend.store.findings import Findings
+from backend.store.history import History
 from backend.store.projects import Projects
 from backend.store.requests import Requests
 from backend.store.schema import Database
@@ -23,6 +25,8 @@ class Store:
     tasks: Tasks
     embeddings: Embeddings
     versions: Versions
+    history: History
+    findings: Findings
     requests: Requests
     usage: Usage
     webhooks: Webhooks
@@ -38,6 +42,8 @@ class Store:
             Tasks(database),
             Embeddings(database),
             Versions(database),
+            History(database),
+            Findings(database),
             requests,
             Usage(database),
             Webhooks(database, projects, requests),
@@ -47,6 +53,9 @@ class Store:
         """Drop everything about a project but its embeddings, which others may share."""
         self.requests.forget(project_id)
         self.tasks.forget(project_id)
+        self.findings.forget(project_id)
+        # Before the versions, whose numbers begin anew.
+        self.history.forget(project_id)
         self.versions.forget(project_id)
         self.projects.forget(project_id)
 

@@ -24,6 +24,7 @@ from backend.store.requests import Kind, Request, Requests
 from backend.store.schema import (
     Database,
     embeddings,
+    history,
     images,
     metadata,
     projects,
@@ -48,7 +49,7 @@ _inventory = sa.Table(
 )
 
 # The others fill by themselves as soon as a worker runs.
-WORTH_KEEPING = (projects, tasks, images, embeddings, versions)
+WORTH_KEEPING = (projects, tasks, images, embeddings, versions, history)
 
 # Called with the numbers of rows that are done and that there are.
 Report = Callable[[int, int], None]

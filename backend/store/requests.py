@@ -45,6 +45,7 @@ class Kind(str, Enum):
     EMBED = "embed"
     SWEEP = "sweep"
     TIDY = "tidy"
+    MAP = "map"
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from backend.errors import DatabaseError, SettingsError
 metadata = sa.MetaData()
 
 # What the tables below are; `migrations/versions/` has how to come to it.
-REVISION = "0003"
+REVISION = "0004"
 
 # The name of PostgreSQL's lock around an upgrade: "clip".
 _UPGRADE_LOCK = 0x636C6970
@@ -127,6 +127,29 @@ versions = sa.Table(
     sa.Column("heads", sa.LargeBinary, nullable=False),
     sa.Column("annotations", sa.Integer, nullable=False),
     sa.Column("report", sa.JSON, nullable=False),
+    sa.Column("created_at", sa.Float, nullable=False),
+)
+
+# What was known of each published version, in numbers. Versions go, this stays.
+history = sa.Table(
+    "history",
+    metadata,
+    sa.Column("project_id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("name", sa.Text, nullable=False),
+    # By control.
+    sa.Column("figures", sa.JSON, nullable=False),
+    sa.Column("created_at", sa.Float, nullable=False),
+)
+
+# What was found out for people to look at: of each kind the last, and the version that it is of.
+findings = sa.Table(
+    "findings",
+    metadata,
+    sa.Column("project_id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("kind", sa.String(16), primary_key=True),
+    sa.Column("model_version", sa.Text, nullable=False),
+    sa.Column("content", sa.LargeBinary, nullable=False),
     sa.Column("created_at", sa.Float, nullable=False),
 )
 

@@ -17,6 +17,8 @@ from backend.store.schema import (
     Database,
     embeddings,
     encoders,
+    findings,
+    history,
     images,
     projects,
     requests,
@@ -104,9 +106,11 @@ class Usage:
             connection.execute(sa.delete(encoders).where(encoders.c.used_at < before))
 
     def project_ids(self) -> set[int]:
-        """Return the projects that tasks, versions or requests belong to."""
-        columns = (tasks.c.project_id, versions.c.project_id, requests.c.project_id)
-        found = {project_id for column in columns for project_id in self._distinct(column)}
+        """Return the projects that anything stored belongs to."""
+        tables = (tasks, versions, history, findings, requests)
+        found = {
+            project_id for table in tables for project_id in self._distinct(table.c.project_id)
+        }
         return found - {NO_PROJECT}
 
     def _remove_pictures(self, before: float) -> Iterator[Removed]:

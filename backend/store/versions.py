@@ -7,12 +7,15 @@ import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from backend.errors import NotFoundError
+from backend.store import history
+from backend.store.findings import Finding, Findings
 from backend.store.schema import Database, projects, tasks, versions
 
 if TYPE_CHECKING:
@@ -128,8 +131,20 @@ class Versions:
         """Return what is known of the version that predictions are made with."""
         query = (
             sa.select(*_SUMMARY)
-            .join(projects, projects.c.id == versions.c.project_id)
-            .where(versions.c.project_id == project_id, versions.c.name == projects.c.model_version)
+            .join(projects, _is_active())
+            .where(versions.c.project_id == project_id)
+        )
+        with self._database.read() as connection:
+            row = connection.execute(query).one_or_none()
+        return None if row is None else Summary(*row)
+
+    def latest_summary(self, project_id: int) -> Summary | None:
+        """Return what is known of the version of the last training."""
+        query = (
+            sa.select(*_SUMMARY)
+            .where(versions.c.project_id == project_id)
+            .order_by(versions.c.number.desc())
+            .limit(1)
         )
         with self._database.read() as connection:
             row = connection.execute(query).one_or_none()
@@ -156,12 +171,13 @@ class Versions:
             row = connection.execute(query).one_or_none()
         return None if row is None else _from_row(row)
 
-    def summaries(self, project_id: int) -> list[Summary]:
-        """Return what is known of each stored version, newest first."""
+    def summaries(self, project_id: int, *, limit: int = KEPT + 1) -> list[Summary]:
+        """Return what is known of the stored versions, newest first; by default of all."""
         query = (
             sa.select(*_SUMMARY)
             .where(versions.c.project_id == project_id)
             .order_by(versions.c.number.desc())
+            .limit(limit)
         )
         with self._database.read() as connection:
             return [Summary(*row) for row in connection.execute(query)]
@@ -190,6 +206,7 @@ class Versions:
                 )
                 .values(report=report)
             )
+            history.correct(connection, version.project_id, version.number, report)
 
     def published(self, limit: int) -> list[Published]:
         """Return how the connected projects stand, at most `limit` of them, by id."""
@@ -248,12 +265,15 @@ class Versions:
         with self._database.read() as connection:
             return [Figures(*row) for row in connection.execute(query)]
 
-    def publish(self, version: Version) -> Version:
+    def publish(
+        self, version: Version, findings: Mapping[Finding, bytes] = MappingProxyType({})
+    ) -> Version:
         """Store a version under the project's next number; make it active unless one is pinned.
 
         One transaction: no reader sees a project whose active version does not exist. The last
-        `KEPT` versions are kept, and a pinned one however old it is. Raises NotFoundError for a
-        project that was forgotten.
+        `KEPT` versions are kept, and a pinned one however old it is; what is known of them in
+        numbers stays in the history. `findings` are kept in place of the last version's. Raises
+        NotFoundError for a project that was forgotten.
         """
         with self._database.write() as connection:
             # The project's row is the lock under which numbers are given.
@@ -278,6 +298,17 @@ class Versions:
                     report=published.report,
                     created_at=published.created_at,
                 )
+            )
+            history.enter(
+                connection,
+                project_id=published.project_id,
+                number=published.number,
+                name=published.name,
+                created_at=published.created_at,
+                report=published.report,
+            )
+            Findings(self._database).keep(
+                published.project_id, published.name, findings, within=connection
             )
             if pinned is None:
                 connection.execute(

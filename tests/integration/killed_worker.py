@@ -39,6 +39,7 @@ from backend.store.schema import requests
 # What jobs import when they need it, and what is imported for them.
 LAZY = (
     "PIL.PngImagePlugin",
+    "backend.learning.confusion",
     "backend.learning.estimation",
     "backend.learning.label_errors",
     "backend.learning.strategies",

@@ -23,8 +23,9 @@ from backend.errors import BackupError, SettingsError
 from backend.jobs.queue import JobQueue, WorkerStatus
 from backend.processes import only_one
 from backend.settings import Settings
-from backend.store import Store
+from backend.store import Store, history
 from backend.store.embeddings import Failure
+from backend.store.findings import Finding
 from backend.store.requests import Kind, Request
 from backend.store.schema import Database, metadata, projects, tasks
 from backend.store.tasks import StoredTask
@@ -88,6 +89,7 @@ def fill(store: Store) -> None:
     )
     store.usage.mark_encoders("encoder")
     store.requests.add(Request(7, Kind.EMBED, part=2**40), delay=3600)
+    store.findings.keep(7, "clip-backend-1-01234567", {Finding.MAP: bytes(range(256))})
     with store.database.write() as connection:
         connection.execute(
             sa.insert(metadata.tables["versions"]).values(
@@ -103,6 +105,14 @@ def fill(store: Store) -> None:
                 report={"colour": {"accuracy": 0.1 + 0.2}},
                 created_at=time.time(),
             )
+        )
+        history.enter(
+            connection,
+            project_id=7,
+            number=1,
+            name="clip-backend-1-01234567",
+            created_at=time.time(),
+            report={"colour": {"labels": 3}},
         )
 
 
@@ -369,6 +379,9 @@ def test_a_backup_of_an_older_release_is_upgraded(
         "ALTER TABLE projects DROP COLUMN marked_at",
         "ALTER TABLE projects DROP COLUMN marking",
         "ALTER TABLE projects DROP COLUMN pinned",
+        "DROP TABLE history",
+        "DROP TABLE findings",
+        "DELETE FROM backup WHERE name IN ('history', 'findings')",
         "UPDATE alembic_version SET version_num = '0001'",
     ):
         change(backup, statement)

@@ -9,8 +9,11 @@ import pytest
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
+from backend.doctor import Finding
+from backend.errors import LabelStudioError
 from backend.store import Store
-from backend.store.requests import Kind
+from backend.store.requests import Kind, Request
+from backend.store.tasks import StoredTask
 from tests.integration.conftest import StartApp
 from tests.integration.page_parts import (
     HOSTILE_NAMES,
@@ -299,7 +302,7 @@ def test_the_class_balance_shows_the_labels_of_each_choice_of_each_control(
     assert colour["yAxis"]["data"] == ["green", "red", "blue"]
     assert colour["series"][0]["data"] == [5, 1, 0]
     assert shape["series"][0]["data"] == [2]
-    assert "1 have none yet" in " ".join(html.split())
+    assert "1 of them have no label yet" in " ".join(html.split())
     assert len(re.findall(r"<td><bdi>", html)) == 4
 
 
@@ -331,6 +334,187 @@ def test_thousands_of_choices_are_shown_as_far_as_anybody_looks(
     assert len(option["yAxis"]["data"]) == 1000
     assert option["dataZoom"]
     assert "and 4000 more" in html
+
+
+# Versions
+
+
+def test_a_version_is_used_until_the_trainings_are_followed_again(
+    page: FlaskClient, store: Store
+) -> None:
+    first, second = (publish(store, {}, labels=("red", "green")) for _ in range(2))
+    html = panel(page, "versions")
+    assert f'value="{first.name}"' in html
+    assert f'value="{second.name}"' not in html
+
+    for _ in range(2):
+        answer = press(page, "use", version=first.name)
+        assert answer.status_code == 200
+        assert first.name in answer.text
+
+    assert store.projects.get(PROJECT).pinned == first.name  # type: ignore[union-attr]
+    assert wanted(store) == [Kind.REFRESH]
+    html = panel(page, "versions")
+    assert f"The latest is {second.name}" in html
+    assert f'value="{second.name}"' in html
+    assert f"Predicted by <strong>{first.name}</strong>, which is pinned" in panel(page, "overview")
+
+    for _ in range(2):
+        assert press(page, "use", version="latest").status_code == 200
+
+    project = store.projects.get(PROJECT)
+    assert project is not None
+    assert (project.pinned, project.model_version) == (None, second.name)
+
+
+@pytest.mark.parametrize("version", ["", "none", "0", "clip-backend-9-00000000", "\0", "x" * 9000])
+def test_a_version_that_is_not_there_cannot_be_used(
+    page: FlaskClient, store: Store, version: str
+) -> None:
+    publish(store, {}, labels=("red", "green"))
+
+    assert press(page, "use", version=version).status_code == 404
+    assert store.projects.get(PROJECT).pinned is None  # type: ignore[union-attr]
+
+
+def test_a_version_of_other_choices_cannot_be_used(page: FlaskClient, store: Store) -> None:
+    old = publish(store, {}, labels=("red", "green"))
+    publish(store, {}, labels=("blue", "green"))
+
+    answer = press(page, "use", version=old.name)
+
+    assert answer.status_code == 400
+    assert "has other choices" in answer.text
+    assert store.projects.get(PROJECT).pinned is None  # type: ignore[union-attr]
+
+
+def test_versions_are_listed_with_the_labels_and_the_accuracy_of_each_control(
+    page: FlaskClient, store: Store
+) -> None:
+    publish(store, {"colour": {"labels": 1200, "out_of_fold": {"top1": 0.876}}, "shape": {}})
+
+    html = " ".join(panel(page, "versions").split())
+
+    assert "<bdi>colour</bdi>: 1,200, 88%" in html
+    assert "<bdi>shape</bdi>: –, –" in html
+
+
+def test_of_many_versions_the_newest_are_listed(page: FlaskClient, store: Store) -> None:
+    for _ in range(22):
+        newest = publish(store, {})
+
+    html = panel(page, "versions")
+
+    assert html.count("<tr>") == 21
+    assert newest.name in html
+    assert "clip-backend versions --project 7" in html
+
+
+# Jobs
+
+
+def test_jobs_show_what_runs_what_waits_and_what_failed(page: FlaskClient, store: Store) -> None:
+    publish(store, {})
+    for part in range(3):
+        store.requests.add(Request(PROJECT, Kind.EMBED, part))
+    store.requests.add(Request(PROJECT, Kind.SYNC), delay=100)
+    store.requests.add(Request(PROJECT, Kind.TRAIN))
+    with (
+        pytest.raises(LabelStudioError),
+        store.requests.claimed(Request(PROJECT, Kind.TRAIN)),
+    ):
+        raise LabelStudioError("<b>no answer</b>")
+    with store.requests.claimed(Request(PROJECT, Kind.EMBED, 1)):
+        html = " ".join(panel(page, "jobs").split())
+
+    assert "<strong>embedding pictures</strong>: 1 running, 2 waiting </li>" in html
+    assert "<strong>listing tasks</strong>: 1 waiting until <time" in html
+    assert "tried in vain (1): &lt;b&gt;no answer&lt;/b&gt;" in html
+    assert html.index("training") < html.index("listing tasks") < html.index("embedding")
+
+
+def test_jobs_show_how_many_open_tasks_are_predicted(page: FlaskClient, store: Store) -> None:
+    version = publish(store, {})
+    store.tasks.mirror(
+        PROJECT, [[StoredTask(number, {}, open=number > 1) for number in range(1, 6)]]
+    )
+    store.tasks.mark_predicted(PROJECT, [2, 3], version.name)
+
+    html = panel(page, "jobs")
+
+    assert '<progress max="4" value="2"' in html
+    assert "2 of 4 open tasks" in html
+
+
+# People
+
+
+def test_annotators_are_compared_under_their_emails(start_app: StartApp, store: Store) -> None:
+    page = with_page(start_app(), store, emails=lambda: {1: "<ada>@example.com"})
+    annotators = [
+        {"annotator": 1, "tasks": 40, "compared": 9, "agreement": 0.875},
+        {"annotator": 2, "tasks": 30, "compared": 0, "agreement": None},
+    ]
+    agreement = {"tasks": 9, "pairwise": 0.8, "alpha": 0.71, "annotators": annotators}
+    publish(store, {"colour": {"agreement": agreement}, "shape": {"agreement": {"tasks": 0}}})
+
+    html = panel(page, "agreement")
+
+    assert "&lt;ada&gt;@example.com" in html
+    assert "user 2" in html
+    assert "88%" in html
+    assert "alpha 0.71" in html
+    assert "shape" not in html
+
+
+def test_the_acceptance_rate_is_what_annotators_kept(page: FlaskClient, store: Store) -> None:
+    publish(
+        store,
+        {
+            "colour": {"acceptance": {"shown": 50, "kept": 31, "until": 9}},
+            "shape": {"acceptance": {"shown": 0, "kept": 0, "until": 9}},
+        },
+    )
+
+    html = panel(page, "acceptance")
+
+    assert "62%" in html
+    assert "shape" not in html
+
+
+def test_of_labels_the_last_training_tells_also_where_another_version_is_pinned(
+    page: FlaskClient, store: Store
+) -> None:
+    first = publish(store, {"colour": {"per_choice": {"red": 1}}})
+    publish(store, {"colour": {"per_choice": {"red": 5}}})
+    store.versions.pin(PROJECT, first.name)
+
+    (option,) = options(panel(page, "class_balance"))
+
+    assert option["series"][0]["data"] == [5]
+
+
+# Health
+
+
+def test_health_says_what_is_wrong_and_what_mends_it(start_app: StartApp, store: Store) -> None:
+    found = [Finding("token", True, "of <me>"), Finding("worker", False, "none", "start one")]
+    page = with_page(start_app(), store, findings=lambda _: found)
+    publish(store, {})
+
+    html = " ".join(panel(page, "health").split())
+
+    assert "1 to mend" in html
+    assert "token: of &lt;me&gt;" in html
+    assert "worker: none <br>mend: start one" in html
+
+
+def test_titles_come_from_label_studio(start_app: StartApp, store: Store) -> None:
+    page = with_page(start_app(), store, titles=lambda: {PROJECT: "<i>Garments"})
+    publish(store, {})
+
+    assert "<h1><bdi>&lt;i&gt;Garments</bdi></h1>" in page.get("/projects/7").text
+    assert "&lt;i&gt;Garments" in page.get("/projects").text
 
 
 # What the page brings

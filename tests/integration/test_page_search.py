@@ -72,7 +72,7 @@ def search(page: FlaskClient, **query: Any) -> Any:
 
 
 def shown(text: str) -> list[int]:
-    return [int(found) for found in re.findall(r'alt="Task (\d+)"', text)]
+    return [int(found) for found in re.findall(r'alt="Picture of task (\d+)"', text)]
 
 
 def test_a_text_finds_pictures_with_their_tasks_and_similarities(page: FlaskClient) -> None:

@@ -39,11 +39,11 @@ function theme() {
 }
 
 /* An element and no markup: a string would be read as HTML, whose styles the page forbids. */
-function tip(items) {
+function tip(items, option) {
   const box = document.createElement("div");
   box.className = "tip";
   for (const item of [items].flat()) {
-    const data = item.data ?? {};
+    const data = detail(item, option);
     const value = Array.isArray(item.value) ? item.value.join(", ") : item.value;
     for (const line of data.tip ?? [[item.name, value].filter((part) => part !== "").join(": ")]) {
       box.append(Object.assign(document.createElement("div"), { textContent: line }));
@@ -55,18 +55,39 @@ function tip(items) {
   return box;
 }
 
+/* Of many points each is an array, whose last value is the task that its series' addresses name. */
+function detail(item, option) {
+  if (!Array.isArray(item.data)) {
+    return item.data ?? {};
+  }
+  const series = option.series[item.seriesIndex];
+  const id = item.data.at(-1);
+  const filled = (text) => text?.replace("{id}", id);
+  return {
+    tip: series.tip && [series.tip, `task ${id}`],
+    href: filled(series.href),
+    picture: filled(series.picture),
+  };
+}
+
 function isAddress(text) {
   return typeof text === "string" && /^(https?:\/\/|\/(?!\/))/.test(text);
 }
 
-function draw(element) {
-  const option = JSON.parse(element.nextElementSibling.textContent);
+async function draw(element) {
+  const { source } = element.dataset;
+  const option = source ? await fetched(source) : JSON.parse(element.nextElementSibling.textContent);
+  // Another swap, or another choice of colours, may have come first.
+  if (!element.isConnected || source !== element.dataset.source) {
+    return;
+  }
+  echarts.getInstanceByDom(element)?.dispose();
   element.style.height = `${Number(element.dataset.height)}px`;
   const chart = echarts.init(element, theme(), { renderer: "canvas" });
   option.animation = false;
   option.aria = { enabled: true, label: { enabled: false }, decal: { show: option.series.length > 1 } };
   if (option.tooltip) {
-    Object.assign(option.tooltip, { confine: true, renderMode: "html", formatter: tip });
+    Object.assign(option.tooltip, { confine: true, renderMode: "html", formatter: (items) => tip(items, option) });
   }
   for (const series of option.series) {
     if (series.label) {
@@ -74,13 +95,30 @@ function draw(element) {
     }
   }
   chart.setOption(option);
-  chart.on("click", ({ data }) => {
-    if (isAddress(data?.href)) {
-      window.open(data.href, "_blank", "noopener");
+  chart.on("click", (item) => {
+    const { href, button } = detail(item, option);
+    if (isAddress(href)) {
+      window.open(href, "_blank", "noopener");
+    } else if (button) {
+      document.getElementById(button)?.click();
     }
   });
   new ResizeObserver(() => !chart.isDisposed() && chart.resize()).observe(element);
 }
+
+async function fetched(source) {
+  const answer = await fetch(source);
+  return answer.ok ? answer.json() : { series: [] };
+}
+
+/* Which of several sources a chart has is chosen beside it. */
+document.addEventListener("change", ({ target }) => {
+  const chart = document.getElementById(target.dataset?.sourceOf);
+  if (chart) {
+    chart.dataset.source = target.value;
+    draw(chart);
+  }
+});
 
 function charts(within) {
   return within.querySelectorAll("[data-chart]");
@@ -117,7 +155,7 @@ function lookAgain(everyPanel) {
   for (const panel of panels()) {
     const every = Number(panel.dataset.seconds) * 1000;
     // One that was never loaded waits until it is in sight.
-    const last = lastLook.get(panel);
+    const last = lastLook.get(panel) ?? ("loaded" in panel.dataset ? 0 : undefined);
     if (last !== undefined && (everyPanel || (every > 0 && performance.now() - last >= every))) {
       htmx.trigger(panel, "again");
     }
@@ -156,6 +194,7 @@ document.addEventListener("htmx:beforeSwap", (event) => {
   }
   lastAnswer.set(panel, xhr.responseText);
   panel.opened = [...panel.querySelectorAll("details[open]")].map((details) => details.id);
+  panel.chosen = [...panel.querySelectorAll("select[id]")].map(({ id, selectedIndex }) => [id, selectedIndex]);
   drop(panel);
 });
 
@@ -163,9 +202,22 @@ document.addEventListener("htmx:afterSwap", (event) => {
   for (const id of panelOf(event)?.opened ?? []) {
     document.getElementById(id)?.setAttribute("open", "");
   }
+  for (const [id, place] of panelOf(event)?.chosen ?? []) {
+    choose(document.getElementById(id), place);
+  }
   charts(event.target).forEach(draw);
   tellTimes(event.target);
 });
+
+function choose(select, place) {
+  if (select && place < select.options.length) {
+    select.selectedIndex = place;
+    const chart = document.getElementById(select.dataset.sourceOf);
+    if (chart) {
+      chart.dataset.source = select.value;
+    }
+  }
+}
 
 function sentence(xhr) {
   const parsed = new DOMParser().parseFromString(xhr.responseText, "text/html");
