@@ -7,7 +7,8 @@ LABEL_STUDIO := .venv-label-studio
 LABEL_STUDIO_ML := .label-studio-ml
 # Passed to pip as they are, such as PIP_ARGS="--index-url ..." to choose a build of torch.
 PIP_ARGS ?=
-BENCHMARKS := start webhook_latency scoring training store growth workers load predict reordering
+BENCHMARKS := start webhook_latency page scoring training store growth workers load predict \
+	reordering
 DEMO_ARGS := $(if $(AUTO),--auto)
 
 .PHONY: help install demo test test-unit lint docs screenshots fuzz format bench \
@@ -85,7 +86,8 @@ docs: $(VENV)/.installed
 screenshots: $(VENV)/.installed $(LABEL_STUDIO)/.installed
 	@scripts/install_chromium
 	@echo "==> taking the documentation's screenshots"
-	@$(BIN)/python -m pytest tests/e2e/test_browser.py --screenshots docs/images
+	@$(BIN)/python -m pytest tests/e2e/test_browser.py tests/e2e/test_page_browser.py \
+		--screenshots docs/images
 
 fuzz: $(VENV)/.installed
 	@echo "==> hostile requests to the API"
@@ -96,6 +98,7 @@ format: $(VENV)/.installed
 	@$(BIN)/ruff format .
 
 bench: $(VENV)/.installed $(LABEL_STUDIO)/.installed
+	@scripts/install_chromium
 	@for name in $(BENCHMARKS); do \
 		echo "==> benchmarks/$$name.py"; $(BIN)/python benchmarks/$$name.py || exit 1; done
 

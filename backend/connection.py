@@ -75,6 +75,10 @@ class Connection:
             *self._view_changes(),
         ]
 
+    def page(self, backend_url: str) -> str:
+        """Return where people's browsers find the project's page."""
+        return f"{self._settings.public_url or backend_url}/projects/{self._project_id}"
+
     def connect(self, backend_url: str, changes: list[Change]) -> None:
         """Apply a plan and ask for the first version and its predictions."""
         remote = self._client.project(self._project_id)
@@ -161,7 +165,8 @@ class Connection:
                 "auth_method": "BASIC_AUTH",
                 "basic_auth_user": self._settings.basic_auth_user,
             }
-        identity = {"project": self._project_id, "url": backend_url, "title": TITLE}
+        identity = {"project": self._project_id, "url": backend_url}
+        texts = self._texts(backend_url)
         credentials = {}
         if self._settings.basic_auth_pass is not None:
             credentials["basic_auth_pass"] = self._settings.basic_auth_pass.get_secret_value()
@@ -170,10 +175,12 @@ class Connection:
 
             def add() -> None:
                 self._remember(ml_backend=None)
-                added = self._client.add_ml_backend(**identity, **wanted, **credentials)
+                added = self._client.add_ml_backend(**identity, **texts, **wanted, **credentials)
                 self._remember(ml_backend=added["id"])
 
             return [Change(f"ML backend: add {backend_url}", add)]
+        # What somebody else has written stays.
+        wanted |= {name: text for name, text in texts.items() if _is_ours_to_write(found.get(name))}
         differing = {name for name, value in wanted.items() if found.get(name) != value}
         if credentials and not found.get("basic_auth_pass_is_set"):
             differing.add("basic_auth_pass")
@@ -188,6 +195,11 @@ class Connection:
                 lambda: self._client.update_ml_backend(found["id"], **values),
             )
         ]
+
+    def _texts(self, backend_url: str) -> dict[str, str]:
+        # Label Studio's model settings show the title and keep the description.
+        page = self.page(backend_url)
+        return {"title": f"{TITLE}: {page}", "description": f"{TITLE}: see {page}"}
 
     def _webhook_changes(self, url: str) -> list[Change]:
         found = _with_url(self._client.webhooks(self._project_id), url)
@@ -309,6 +321,10 @@ class Connection:
             waiting.running for waiting in self._store.requests.waiting(self._project_id)
         ):
             time.sleep(0.1)
+
+
+def _is_ours_to_write(text: str | None) -> bool:
+    return not text or text == TITLE or text.startswith(f"{TITLE}: ")
 
 
 def _with_url(items: list[dict[str, Any]], url: str) -> dict[str, Any] | None:

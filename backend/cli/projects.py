@@ -126,6 +126,7 @@ def _connect(settings: Settings, backend_url: str, project: int, *, dry_run: boo
         return
     connection.connect(backend_url, changes)
     follow(store, settings, project)
+    typer.echo(f"see the project at {connection.page(backend_url)}")
 
 
 def _request(project: int, kind: str) -> None:

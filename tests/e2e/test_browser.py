@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterator
-from io import BytesIO
 from pathlib import Path
 
 import pytest
-from PIL import Image
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
 from backend.demo.label_studio import LabelStudioServer
+from tests.e2e.browser import chromium, save_screenshot
 from tests.e2e.parts import PATIENCE, LabelledProject, RunningBackend, assert_settled, wait_for
 
 NewProject = Callable[..., LabelledProject]
@@ -20,18 +18,11 @@ NewProject = Callable[..., LabelledProject]
 # Of the projects that the documentation shows.
 TITLE = "Things to wear"
 
-CHROMIUM = Path(os.environ.get("CHROMIUM") or "/usr/bin/chromium")
-
 
 @pytest.fixture
 def page(label_studio: LabelStudioServer) -> Iterator[Page]:
     """Return a page of a browser that is logged in."""
-    if not os.access(CHROMIUM, os.X_OK):
-        pytest.fail(f"no browser at {CHROMIUM}: install chromium, or name one with CHROMIUM")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=str(CHROMIUM), args=["--no-sandbox"], timeout=PATIENCE * 1000
-        )
+    with chromium() as browser:
         opened = browser.new_page(viewport={"width": 1400, "height": 900})
         opened.set_default_timeout(PATIENCE * 1000)
         # Nothing but Label Studio is asked for anything.
@@ -42,7 +33,6 @@ def page(label_studio: LabelStudioServer) -> Iterator[Page]:
         opened.click("button[type=submit]")
         opened.wait_for_url(lambda url: "login" not in url, wait_until="commit")
         yield opened
-        browser.close()
 
 
 @pytest.fixture
@@ -51,12 +41,8 @@ def keep_screenshot(page: Page, request: pytest.FixtureRequest) -> Callable[[str
     folder: Path | None = request.config.getoption("--screenshots")
 
     def keep(name: str) -> None:
-        if folder is None:
-            return
-        taken = Image.open(BytesIO(page.screenshot()))
-        # A page has few colours: a palette is a third of the size and looks the same.
-        small = taken.convert("RGB").quantize(128, dither=Image.Dither.NONE)
-        small.save(folder / f"{name}.png", optimize=True)
+        if folder is not None:
+            save_screenshot(page, folder / f"{name}.png")
 
     return keep
 
