@@ -32,7 +32,7 @@ Indices = NDArray[np.int64]
 POOL, MEMBERS, WANTED = 8000, 40, 20
 AT_ONCE = 20
 # Where a queue is given up.
-MOST_LABELS = 2000
+MOST_LABELS = 1000
 # Drawn of each set: the classes that are not looked for must fill the pool.
 DRAWN = 9000
 PIXELS = 128
@@ -151,12 +151,12 @@ def unit(vector: NDArray[np.float32]) -> NDArray[np.float32]:
 
 METHODS: Mapping[str, Callable[[Rare], Iterator[Indices]]] = {
     "random order": lambda rare: iter([rare.rng.permutation(POOL)]),
-    "queue: margin": lambda rare: rare.queue("margin"),
-    "queue: auto": lambda rare: rare.queue("auto"),
     "search: the class's text": lambda rare: rare.search(rare.text),
     "search: text, refined": lambda rare: rare.search(rare.text, refine="text"),
     "search: like one example": lambda rare: rare.search(rare.example),
     "search: example, refined": lambda rare: rare.search(rare.example, refine="example"),
+    "queue: auto": lambda rare: rare.queue("auto"),
+    "queue: margin": lambda rare: rare.queue("margin"),
 }
 
 
