@@ -11,6 +11,9 @@ from backend.page.wording import shown
 # More rows are more than anybody reads, and too many for a browser's table.
 MOST_ROWS = 1_000
 
+# From little to much: seen on light and dark, also by colour-blind people.
+LEVELS = ("#9fb3c8", "#c3b091", "#dfa04e", "#d9772b", "#c4450c")
+
 # Bars that are seen at once; the others are reached by scrolling in the chart.
 _BARS_AT_ONCE = 15
 _BAR_HEIGHT = 22

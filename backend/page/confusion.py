@@ -9,7 +9,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from backend.errors import NotFoundError
-from backend.page.charts import Chart
+from backend.page.charts import LEVELS, Chart
 from backend.page.services import ProjectView
 from backend.page.wording import shown
 from backend.store.contents import confusions_from_bytes
@@ -156,15 +156,13 @@ def _heat_map(number: int, control: str, pairs: list[ConfusedPair], confusion: C
             "orient": "horizontal",
             "left": "center",
             "bottom": 0,
-            # Of cividis, which colour-blind people see as others do.
-            "inRange": {"color": ["#d3c984", "#a39a76", "#7c7b78", "#43516c", "#00224e"]},
+            "inRange": {"color": list(LEVELS)},
         },
         "series": [
             {
                 "type": "heatmap",
                 "name": f"confusions-{number}",
                 "data": cells,
-                "label": {"show": len(names) <= _MOST_CHOICES // 2},
             }
         ],
     }

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.errors import NotFoundError
+from backend.page.charts import LEVELS
 from backend.page.services import ProjectView
 from backend.page.wording import shown
 from backend.store.contents import NO_CHOICE, EmbeddingMap, MapColours, map_from_bytes
@@ -21,9 +22,6 @@ _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#
 _SYMBOLS = ("circle", "rect", "triangle", "diamond", "circle", "rect", "triangle")
 _GREY = "#8a8f98"
 _OTHERS = "all others"
-
-# Of cividis, from the certain to the uncertain.
-_LEVELS = ("#c9c19a", "#a39a76", "#7c7b78", "#43516c", "#00224e")
 
 _UNCERTAINTY = "uncertainty"
 
@@ -157,11 +155,11 @@ def _by_label(drawn: EmbeddingMap, colours: MapColours) -> list[dict[str, Any]]:
 
 
 def _by_uncertainty(drawn: EmbeddingMap) -> list[dict[str, Any]]:
-    level = np.minimum((drawn.uncertainties * len(_LEVELS)).astype(int), len(_LEVELS) - 1)
+    level = np.minimum((drawn.uncertainties * len(LEVELS)).astype(int), len(LEVELS) - 1)
     series = []
-    for place, shade in enumerate(_LEVELS):
+    for place, shade in enumerate(LEVELS):
         if (level == place).any():
-            low, high = (100 * edge // len(_LEVELS) for edge in (place, place + 1))
+            low, high = (100 * edge // len(LEVELS) for edge in (place, place + 1))
             name = f"{low} to {high} % uncertain"
             series.append(
                 _scatter(name, drawn, level == place, shade, "circle", opacity=0.8, size=5)

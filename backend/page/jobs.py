@@ -17,6 +17,7 @@ _WORDS = {
     Kind.EMBED: "embedding pictures",
     Kind.SWEEP: "removing old predictions",
     Kind.TIDY: "tidying up",
+    Kind.MAP: "drawing the map",
 }
 
 

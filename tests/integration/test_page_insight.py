@@ -476,6 +476,15 @@ def test_a_map_is_asked_for_once_while_it_is_missing(page: FlaskClient, store: S
     assert store.requests.waiting(PROJECT) == []
 
 
+def test_every_kind_of_work_has_words(page: FlaskClient, store: Store) -> None:
+    publish(store, {})
+    store.requests.add_all([Request(PROJECT, kind) for kind in Kind])
+
+    html = panel(page, "jobs")
+
+    assert "drawing the map: 1 waiting" in " ".join(html.split())
+
+
 def test_a_map_that_is_done_is_not_asked_for_again(page: FlaskClient, store: Store) -> None:
     name = draw(store)
 
