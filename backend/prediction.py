@@ -169,7 +169,7 @@ def zero_shot_head(encoder: Encoder, control: Control, learning: LearningSetting
 
     from backend.learning.head import zero_shot
 
-    wordings = [_wordings(choice.value, choice.names, learning) for choice in control.choices]
+    wordings = prompts_of(control, learning)
     if (count := sum(map(len, wordings))) > _MAX_PROMPTS:
         raise LabelingConfigError(
             f'<Choices name="{control.name}"> has {count} prompts; CLIP reads at most '
@@ -229,11 +229,17 @@ def fits(version: Version, config: LabelingConfig, encoder: str) -> bool:
     )
 
 
-def _wordings(value: str, names: Sequence[str], learning: LearningSettings) -> list[str]:
-    for name in (value, *names):
-        if name in learning.prompts:
-            return learning.prompts[name]
-    return prompts(names)
+def prompts_of(control: Control, learning: LearningSettings) -> list[list[str]]:
+    """Return what CLIP reads of each choice: the prompts that people gave it, or its names'."""
+    return [
+        _given(choice.value, choice.names, learning) or prompts(choice.names)
+        for choice in control.choices
+    ]
+
+
+def _given(value: str, names: Sequence[str], learning: LearningSettings) -> list[str] | None:
+    given = (learning.prompts[name] for name in (value, *names) if name in learning.prompts)
+    return next(given, None)
 
 
 def chosen_by(control: Control, probabilities: Vector) -> list[int]:

@@ -16,6 +16,7 @@ from gunicorn.glogging import Logger as GunicornLogger
 from backend import assembly
 from backend.api.routes import ApiServices, create_app
 from backend.clip.background import BackgroundEncoder
+from backend.embedding import Embedder
 from backend.labelstudio.client import LabelStudio
 from backend.logs import configure_logging
 from backend.page.blueprint import create_blueprint
@@ -38,6 +39,9 @@ _SERVICE = "clip-backend-api"
 _SAID_FOR = 300.0
 _WAIT_FOR_NAMES = 2.0
 
+# Seconds that somebody who presses a button on the page waits for CLIP to be loaded.
+_WAIT_FOR_CLIP = 1.0
+
 
 def create(settings: Settings | None = None) -> Flask:
     """Return the WSGI app; CLIP is loaded in the background meanwhile.
@@ -52,17 +56,16 @@ def create(settings: Settings | None = None) -> Flask:
     encoder = BackgroundEncoder(lambda: _load_encoder(settings))
     store = Store.open(settings.database)
     queue = _job_queue(settings.redis)
-    app = create_app(
-        ApiServices(
-            settings=settings,
-            store=store,
-            encoder=encoder,
-            images=assembly.image_fetcher(settings, client),
-            limits=assembly.image_limits(settings),
-            workers=lambda: len(queue().workers()),
-        )
+    services = ApiServices(
+        settings=settings,
+        store=store,
+        encoder=encoder,
+        images=assembly.image_fetcher(settings, client),
+        limits=assembly.image_limits(settings),
+        workers=lambda: len(queue().workers()),
     )
-    app.register_blueprint(create_blueprint(_page_services(settings, store, client, queue)))
+    app = create_app(services)
+    app.register_blueprint(create_blueprint(_page_services(services, client, queue)))
     if settings.otel_exporter_otlp_endpoint is not None:
         trace_requests(app, _SERVICE)
     encoder.start()
@@ -70,14 +73,23 @@ def create(settings: Settings | None = None) -> Flask:
 
 
 def _page_services(
-    settings: Settings, store: Store, client: LabelStudio | None, queue: Callable[[], JobQueue]
+    api: ApiServices, client: LabelStudio | None, queue: Callable[[], JobQueue]
 ) -> PageServices:
+    settings = api.settings
+
+    @cache
+    def embedder() -> Embedder:
+        encoder = api.encoder.wait(_WAIT_FOR_CLIP)
+        return Embedder(encoder, api.store.embeddings, api.images, api.limits, api.instruments)
+
     services = PageServices(
-        store=store,
+        store=api.store,
         label_studio=LabelStudioLinks(
             settings.label_studio_public_url or settings.label_studio_url
         ),
         queue=queue,
+        learning=settings.learning,
+        embedder=embedder,
         findings=Findings(lambda project_id: _look_at_links(settings, project_id)),
         public_url=settings.public_url,
         client=client,

@@ -10,7 +10,7 @@ from backend.errors import LabelStudioError
 from backend.jobs.services import Services
 from backend.labelstudio.acceptance import acceptance_of
 from backend.labelstudio.agreement import agreement_of
-from backend.labelstudio.annotations import Labels, labels_of
+from backend.labelstudio.annotations import Labels, labels_of, targets_of
 from backend.labelstudio.client import RemoteProject, RemoteTask
 from backend.labelstudio.config import Control, LabelingConfig, parse_labeling_config
 from backend.prediction import fingerprint, fits, zero_shot_head
@@ -221,7 +221,7 @@ class _Labelled:
         encoder = self._predictor.encoder
         zero_shot = zero_shot_head(encoder, self._control, learning)
         trained = Trained(zero_shot.head)
-        targets = self._targets()
+        targets = targets_of(self._control, [self.choices[task_id] for task_id in self._ids])
         ids, pool = self._predictor.embedder.vectors_of(sample, self._control, fetch=False)
         pool = pool.to(encoder.device)
         if len(self._ids) >= learning.min_annotations:
@@ -257,19 +257,6 @@ class _Labelled:
             "unknown_choices": self._labels.unknown,
             "without_picture": len(self._labels.values) - len(self._ids),
         }
-
-    def _targets(self) -> torch.Tensor:
-        import torch
-
-        column = {value: index for index, value in enumerate(self._control.values)}
-        if not self._control.multiple:
-            chosen = [next(iter(self.choices[task_id])) for task_id in self._ids]
-            return torch.tensor([column[value] for value in chosen], dtype=torch.int64)
-        targets = torch.zeros(len(self._ids), len(column))
-        for row, task_id in enumerate(self._ids):
-            for value in self.choices[task_id]:
-                targets[row, column[value]] = 1
-        return targets
 
 
 def _outlook(trained: Trained, targets: torch.Tensor, pool: torch.Tensor) -> dict[str, Any]:

@@ -3,8 +3,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from backend.labelstudio.config import Control
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,20 @@ def labels_of(
         else:
             values[task_id] = label
     return Labels(values=values, ties=ties, unknown=unknown)
+
+
+def targets_of(control: Control, labels: Sequence[frozenset[str]]) -> torch.Tensor:
+    """Return labels as numbers: the index [N] int64 of each choice, or [N, K] of 0 and 1."""
+    import torch
+
+    column = {value: index for index, value in enumerate(control.values)}
+    if not control.multiple:
+        return torch.tensor([column[next(iter(label))] for label in labels], dtype=torch.int64)
+    targets = torch.zeros(len(labels), len(column))
+    for row, label in enumerate(labels):
+        for value in label:
+            targets[row, column[value]] = 1
+    return targets
 
 
 def _counting(annotations: Sequence[Mapping[str, object]]) -> list[Mapping[str, object]]:

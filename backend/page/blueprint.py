@@ -10,7 +10,9 @@ from backend.page import answers
 from backend.page.insight import add_insight
 from backend.page.listing import listed_projects
 from backend.page.panels import BY_NAME, OVERVIEW, PANELS
+from backend.page.prompts import add_prompts
 from backend.page.same_origin import check_same_origin
+from backend.page.searching import add_search
 from backend.page.services import PageServices, ProjectView
 from backend.page.wording import as_utc, shown
 from backend.store.requests import Kind, Request
@@ -110,6 +112,8 @@ def create_blueprint(services: PageServices) -> Blueprint:
         return answers.done(request, project_id, f"{name} is used from now on.")
 
     add_insight(page, services, lambda project_id: _view(project_id))
+    add_search(page, _PROJECT, lambda project_id: _view(project_id))
+    add_prompts(page, _PROJECT, lambda project_id: _view(project_id))
 
     def _view(project_id: int) -> ProjectView:
         known = services.store.projects.get(project_id)

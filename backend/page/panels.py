@@ -14,6 +14,8 @@ from backend.page.health import health
 from backend.page.jobs import jobs
 from backend.page.learning_curve import learning_curve
 from backend.page.overview import overview
+from backend.page.prompts import prompts_form
+from backend.page.searching import search_form
 from backend.page.services import ProjectView
 from backend.page.suspects import suspects
 from backend.page.uncertain import uncertain
@@ -44,10 +46,12 @@ PANELS: tuple[Panel, ...] = (
     Panel("learning_curve", "Learning curve", learning_curve),
     Panel("class_balance", "Class balance", class_balance),
     Panel("uncertain", "Least certain images", uncertain, wide=True),
+    Panel("search", "Search", search_form, seconds=0, lazy=True, wide=True),
     Panel("confusion", "Confused choices", confusions, lazy=True),
     Panel("acceptance", "Acceptance rate", acceptance, lazy=True),
     Panel("suspects", "Suspected label errors", suspects, lazy=True, wide=True),
     Panel("map", "Map of the images", embedding_map, lazy=True, wide=True),
+    Panel("prompts", "Prompts", prompts_form, seconds=0, lazy=True, wide=True),
     Panel("versions", "Versions", versions),
     Panel("agreement", "Annotator agreement", agreement),
     Panel("health", "Health", health, lazy=True),

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from backend.errors import LabelingConfigError
-from backend.labelstudio.config import Control, parse_labeling_config
+from backend.embedding import Embedder
+from backend.errors import LabelingConfigError, LabelStudioError
+from backend.labelstudio.config import Control, LabelingConfig, parse_labeling_config
 from backend.page.links import LabelStudioLinks
+from backend.settings import LearningSettings
 from backend.store import Store
 from backend.store.projects import Project
 from backend.store.versions import Summary
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 class PageServices:
     """The parts that all panels share.
 
+    `learning` is what a project without extra params gets; `embedder` raises EncoderError while
+    CLIP is being loaded.
     `public_url` is where browsers find the page, if that was said; `client` talks to Label Studio,
     None where it is not configured. `findings`, `emails` and `titles` are what other servers said
     lately, and None where they have not said anything yet: a project's links, the annotators'
@@ -33,6 +37,8 @@ class PageServices:
     store: Store
     label_studio: LabelStudioLinks
     queue: Callable[[], JobQueue]
+    learning: LearningSettings
+    embedder: Callable[[], Embedder]
     findings: Callable[[int], Sequence[Finding] | None] = lambda _: None
     emails: Callable[[], Mapping[int, str] | None] = lambda: None
     titles: Callable[[], Mapping[int, str] | None] = lambda: None
@@ -58,6 +64,20 @@ class ProjectView:
         return self.services.label_studio
 
     @property
+    def client(self) -> LabelStudio:
+        """Label Studio's API; raises LabelStudioError where it is not configured."""
+        if self.services.client is None:
+            raise LabelStudioError(
+                "Label Studio is not configured here: set LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY"
+            )
+        return self.services.client
+
+    @property
+    def config(self) -> LabelingConfig:
+        """What the labeling config asks for; raises LabelingConfigError."""
+        return parse_labeling_config(self.project.label_config)
+
+    @property
     def title(self) -> str:
         """What Label Studio calls the project, as far as that is known."""
         known = self.services.titles() or {}
@@ -72,7 +92,7 @@ class ProjectView:
     def controls(self) -> tuple[Control, ...]:
         """The controls that are predicted; none where the labeling config cannot be read."""
         try:
-            return parse_labeling_config(self.project.label_config).controls
+            return self.config.controls
         except LabelingConfigError:
             return ()
 

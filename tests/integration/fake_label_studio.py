@@ -200,6 +200,10 @@ class FakeLabelStudio:
                 return 200, []
             case "GET", ["ml"]:
                 return 200, self.ml_backends
+            case "PATCH", ["ml", key]:
+                [found] = [each for each in self.ml_backends if each["id"] == int(key)]
+                found |= body
+                return 200, found
             case "GET", ["users"]:
                 return 200, [{"id": key, "email": email} for key, email in self.users.items()]
             case "GET", ["dm", "views"]:

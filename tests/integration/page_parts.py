@@ -11,11 +11,14 @@ import torch
 from flask import Flask
 from flask.testing import FlaskClient
 
+from backend.embedding import Embedder
+from backend.errors import EncoderError
 from backend.jobs.queue import JobQueue
 from backend.learning.head import Head
 from backend.page.blueprint import create_blueprint
 from backend.page.links import LabelStudioLinks
 from backend.page.services import PageServices
+from backend.settings import Settings
 from backend.store import Store
 from backend.store.findings import Finding
 from backend.store.versions import ControlHead, Version
@@ -48,12 +51,18 @@ def with_page(app: Flask, store: Store, **values: Any) -> FlaskClient:
         "label_studio": LabelStudioLinks(LABEL_STUDIO),
         # Nobody listens there.
         "queue": lambda: JobQueue("redis://127.0.0.1:1/0"),
+        "learning": Settings.read().learning,
+        "embedder": _still_loading,
     }
     services = PageServices(**parts | values)
     app.register_blueprint(create_blueprint(services))
     client = app.test_client()
     client.environ_base["HTTP_ACCEPT"] = BROWSER["Accept"]
     return client
+
+
+def _still_loading() -> Embedder:
+    raise EncoderError("CLIP is still being loaded: try again in a moment")
 
 
 def config_of(choices: Sequence[str]) -> str:
