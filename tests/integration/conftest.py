@@ -14,7 +14,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
@@ -25,7 +25,6 @@ import pytest
 import redis
 from flask import Flask
 from PIL import Image
-from rq.exceptions import StopRequested
 
 from backend import assembly
 from backend.api.routes import ApiServices, create_app
@@ -79,30 +78,20 @@ def free_port() -> int:
 
 
 def work_until(services: Services, queue: JobQueue, is_done: Callable[[], bool]) -> None:
-    """Have a worker in this process do jobs until a condition comes true.
-
-    One that the loss of Redis ends is started again, as the supervisor does.
-    """
-    ended = threading.Event()
+    """Have a worker in this process do jobs until a condition comes true."""
 
     def stop_when_done() -> None:
         try:
             wait_until(is_done, "all is done")
         finally:
-            ended.set()
             os.kill(os.getpid(), signal.SIGTERM)
 
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     stopping = threading.Thread(target=stop_when_done)
     stopping.start()
     try:
-        while not ended.wait(0.1):
-            with suppress(redis.RedisError, StopRequested):
-                work(services, queue)
+        work(services, queue)
     finally:
         stopping.join()
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
 
 
 class PictureServer:
