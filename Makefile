@@ -59,7 +59,7 @@ demo: $(VENV)/.installed $(LABEL_STUDIO)/.installed
 	@$(BIN)/clip-backend demo $(DEMO_ARGS)
 
 test: $(VENV)/.installed $(LABEL_STUDIO)/.installed $(LABEL_STUDIO_ML)/.installed
-	@scripts/install_chromium
+	@scripts/install_programs
 	@echo "==> running every test"
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
@@ -84,7 +84,7 @@ docs: $(VENV)/.installed
 	@echo "open build/site/index.html"
 
 screenshots: $(VENV)/.installed $(LABEL_STUDIO)/.installed
-	@scripts/install_chromium
+	@scripts/install_programs
 	@echo "==> taking the documentation's screenshots"
 	@$(BIN)/python -m pytest tests/e2e/test_browser.py tests/e2e/test_page_browser.py \
 		--screenshots docs/images

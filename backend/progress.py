@@ -15,18 +15,26 @@ from backend.settings import Settings
 from backend.store import Store
 from backend.store.projects import Project
 from backend.store.requests import Kind
+from backend.store.tasks import Progress as TaskProgress
 from backend.store.versions import Version
 
 _LOOK_EVERY = 0.25
 
-# What stands between an event and a queue that shows it.
-_WORK = (Kind.TRAIN, Kind.SYNC, Kind.EMBED, Kind.REFRESH)
+# What stands between an event and a queue that shows it, in the order in which it is done.
+_DESCRIPTIONS = {
+    Kind.TRAIN: "training",
+    Kind.SYNC: "listing tasks",
+    Kind.EMBED: "embedding pictures",
+    Kind.REFRESH: "pushing predictions",
+}
+_WORK = tuple(_DESCRIPTIONS)
 
 
 def follow(store: Store, settings: Settings, project_id: int) -> None:
-    """Show a progress bar until a project's open tasks are predicted.
+    """Show a progress bar until what is wanted of a project by now is done.
 
-    Raises QueueError where nobody does the work.
+    Where people annotate meanwhile something is always wanted, and is not waited for. Raises
+    QueueError where nobody does the work.
     """
     queue = JobQueue(settings.redis)
     with Progress(
@@ -38,25 +46,30 @@ def follow(store: Store, settings: Settings, project_id: int) -> None:
     ) as bar:
         shown = bar.add_task("waiting for the worker", total=None)
         told = None
-        while waiting := store.requests.waiting(project_id, _WORK):
-            _check_worker(queue)
-            error = next((item.error for item in waiting if item.error), None)
-            if error is not None and error != told:
-                bar.console.print(f"[yellow]trying again:[/] {error}", highlight=False)
-                told = error
-            project = store.projects.get(project_id)
-            version = project.model_version if project is not None else None
-            progress = store.tasks.progress(project_id, version)
-            bar.update(
-                shown,
-                description=_description({item.request.kind for item in waiting}),
-                completed=progress.predicted,
-                total=progress.open or None,
-            )
-            time.sleep(_LOOK_EVERY)
-        project = store.projects.get(project_id)
-        version = project.model_version if project is not None else None
-        progress = store.tasks.progress(project_id, version)
+        # Each asks for the next.
+        for kind in _WORK:
+            asked = {
+                item.request: item.requested for item in store.requests.waiting(project_id, (kind,))
+            }
+            while waiting := [
+                item
+                for item in store.requests.waiting(project_id, (kind,))
+                if item.done < asked.get(item.request, 0)
+            ]:
+                _check_worker(queue)
+                error = next((item.error for item in waiting if item.error), None)
+                if error is not None and error != told:
+                    bar.console.print(f"[yellow]trying again:[/] {error}", highlight=False)
+                    told = error
+                _, progress = _progress(store, project_id)
+                bar.update(
+                    shown,
+                    description=_DESCRIPTIONS[kind],
+                    completed=progress.predicted,
+                    total=progress.open or None,
+                )
+                time.sleep(_LOOK_EVERY)
+        version, progress = _progress(store, project_id)
         bar.update(
             shown,
             description="predicted",
@@ -71,10 +84,18 @@ def follow(store: Store, settings: Settings, project_id: int) -> None:
     )
     if progress.predicted < progress.open:
         console.print(
-            "The others have pictures that cannot be had: run "
+            "The others follow: new work has come in meanwhile"
+            if store.requests.waiting(project_id, _WORK)
+            else "The others have pictures that cannot be had: run "
             f"`clip-backend doctor --project {project_id}`",
             highlight=False,
         )
+
+
+def _progress(store: Store, project_id: int) -> tuple[str | None, TaskProgress]:
+    project = store.projects.get(project_id)
+    version = project.model_version if project is not None else None
+    return version, store.tasks.progress(project_id, version)
 
 
 def show_status(store: Store, settings: Settings) -> None:
@@ -143,16 +164,6 @@ def _check_worker(queue: JobQueue) -> None:
                 "No worker is running: start one with `clip-backend up` or `clip-backend worker`"
             )
         time.sleep(_LOOK_EVERY)
-
-
-def _description(kinds: set[Kind]) -> str:
-    names = {
-        Kind.EMBED: "embedding pictures",
-        Kind.SYNC: "listing tasks",
-        Kind.TRAIN: "training",
-        Kind.REFRESH: "pushing predictions",
-    }
-    return next(name for kind, name in names.items() if kind in kinds)
 
 
 def _accuracy(version: Version | None) -> str:

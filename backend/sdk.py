@@ -28,17 +28,19 @@ class _Process:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._loading = threading.Lock()
-        self._store: Store | None = None
+        self._opened: tuple[Settings, Store] | None = None
         self._predictor: Predictor | None = None
 
     def open(self) -> tuple[Store, Actions]:
         """Return the database, opened once, and what is done with it.
 
-        Raises SettingsError or DatabaseError.
+        The settings are those of the first call. Raises SettingsError or DatabaseError.
         """
-        settings = Settings.read()
         with self._lock:
-            store = self._store = self._store or Store.open(settings.database)
+            if self._opened is None:
+                settings = Settings.read()
+                self._opened = settings, Store.open(settings.database)
+            settings, store = self._opened
         return store, Actions(
             store,
             lambda: self._load(settings, store),

@@ -11,15 +11,23 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import redis
+from redis.backoff import ExponentialWithJitterBackoff
 from redis.connection import parse_url
+from redis.retry import Retry
 from redis.sentinel import Sentinel
 
 from backend.errors import QueueError
 
 _PORT = 26379
 
-# Seconds to connect, and after which an idle connection is tried before it is used.
-_OPTIONS = {"socket_connect_timeout": 5, "health_check_interval": 30}
+# Seconds to connect, to answer, and after which an idle connection is tried before it is used.
+# redis-py's ten attempts would outlast the time that a worker has to stop.
+_OPTIONS = {
+    "socket_connect_timeout": 5,
+    "socket_timeout": 5,
+    "health_check_interval": 30,
+    "retry": Retry(ExponentialWithJitterBackoff(base=0.1, cap=1), retries=1),
+}
 
 
 def connect(url: str) -> redis.Redis:
@@ -79,8 +87,6 @@ def _master_of(url: str) -> redis.Redis:
     sentinel_options |= {
         name: value for name, value in options.items() if name.startswith("ssl") or name in _OPTIONS
     }
-    # One that hangs must not keep the others from being asked.
-    sentinel_options["socket_timeout"] = 5
     sentinel = Sentinel(sentinels, sentinel_kwargs=sentinel_options)  # type: ignore[no-untyped-call]
     master: redis.Redis = sentinel.master_for(service, **options)  # type: ignore[no-untyped-call]
     return master

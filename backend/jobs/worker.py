@@ -7,15 +7,17 @@ however many there are, and any one of them is enough.
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 import redis
 from rq import SimpleWorker
+from rq.exceptions import DequeueTimeout
 from rq.serializers import JSONSerializer
 
 from backend.errors import ClipBackendError, DatabaseError
@@ -35,6 +37,12 @@ log = logging.getLogger(__name__)
 
 TICK = 0.2
 HEARTBEAT = 5.0
+
+# Seconds in which a worker without a job notices that it is to stop.
+_WAIT = 1
+# Seconds between two attempts to reach a Redis that is away.
+_PAUSE = 1.0
+_STOP_WITHIN = 5.0
 
 HANDLERS: dict[Kind, Callable[[Services, Claim], None]] = {
     Kind.TRAIN: train,
@@ -91,15 +99,43 @@ def _perform(services: Services, request: Request) -> None:
 
 
 class _Worker(SimpleWorker):
-    """RQ's worker, which tells the job at hand when it is asked to stop."""
+    """RQ's bookkeeping of a worker and of its jobs, around a loop of our own.
 
-    def request_stop(self, signum: int, frame: FrameType | None) -> None:
-        current_services.get().stopping.set()
-        super().request_stop(signum, frame)  # type: ignore[no-untyped-call]
+    RQ's loop waits for a lost Redis by itself, for a minute at a time, ends where the loss meets it
+    elsewhere, and is stopped by an exception wherever it is.
+    """
+
+    # So long may Redis be silent, in seconds, where a job is waited for.
+    connection_timeout = _WAIT + 4
+
+    def subscribe(self) -> None:
+        """Listen to no commands: nothing sends any, and RQ's thread outlives a lost Redis."""
+
+    def do_jobs(self, stopping: threading.Event) -> None:
+        """Do jobs until the event is set. Raises redis.RedisError where Redis is lost."""
+        while not stopping.is_set():
+            self.heartbeat()
+            if self.should_run_maintenance_tasks:
+                self.run_maintenance_tasks()  # type: ignore[no-untyped-call]
+            try:
+                found = self.queue_class.dequeue_any(
+                    self.queues,
+                    _WAIT,
+                    self.connection,
+                    serializer=JSONSerializer,
+                    death_penalty_class=self.death_penalty_class,
+                )
+            except DequeueTimeout:
+                continue
+            if found is not None:
+                self.execute_job(*found)
 
 
 def work(services: Services, queue: JobQueue) -> None:
-    """Do jobs until a signal says to stop; finishes the one at hand."""
+    """Do jobs until a signal says to stop; finishes the one at hand.
+
+    A Redis that is away is waited for, with CLIP loaded.
+    """
     services.store.requests.free_of_the_dead()
     for project in services.store.projects.all():
         if project.connected:
@@ -107,13 +143,8 @@ def work(services: Services, queue: JobQueue) -> None:
     if not services.store.requests.waiting(NO_PROJECT):
         services.store.requests.add(Request(NO_PROJECT, Kind.TIDY))
     current_services.set(services)
-    worker = _Worker(
-        [queue.queues[kind] for kind in Kind],
-        connection=queue.connection,
-        serializer=JSONSerializer,
-    )
     status = WorkerStatus(
-        name=worker.name,
+        name=uuid.uuid4().hex,
         device=str(services.predictor.encoder.device),
         encoder=services.predictor.encoder.identity,
     )
@@ -121,13 +152,59 @@ def work(services: Services, queue: JobQueue) -> None:
     clock = threading.Thread(
         target=_run_clock, args=(services, queue, status, stopped), name="clock", daemon=True
     )
-    clock.start()
+    with _stopped_by_a_signal(services.stopping):
+        clock.start()
+        try:
+            is_redis_there = _work(queue, services.stopping)
+        finally:
+            stopped.set()
+            # A Redis that hangs may hold it up, but not the stop.
+            clock.join(_STOP_WITHIN)
+        if is_redis_there:
+            with suppress(redis.RedisError):
+                queue.leave(status)
+
+
+@contextmanager
+def _stopped_by_a_signal(stopping: threading.Event) -> Iterator[None]:
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        stopping.set()
+        # Who asks twice does not want to wait for the job at hand.
+        for number in before:
+            signal.signal(number, signal.SIG_DFL)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        worker.work(logging_level="WARNING")
+        for number in before:
+            signal.signal(number, stop)
+        yield
     finally:
-        stopped.set()
-        clock.join()
-        queue.leave(status)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _work(queue: JobQueue, stopping: threading.Event) -> bool:
+    """Do jobs until the event is set; return whether Redis was there in the end."""
+    away = False
+    while not stopping.is_set():
+        try:
+            worker = _Worker(
+                [queue.queues[kind] for kind in Kind],
+                connection=queue.connection,
+                serializer=JSONSerializer,
+            )
+            worker.bootstrap("WARNING")
+            if away:
+                log.info("worker goes on")
+            away = False
+            worker.do_jobs(stopping)
+            worker.register_death()  # type: ignore[no-untyped-call]
+        except redis.RedisError as error:
+            if not away:
+                log.warning("worker waits for Redis (%s: %s)", type(error).__name__, error)
+            away = True
+            stopping.wait(_PAUSE)
+    return not away
 
 
 def _run_clock(
@@ -149,7 +226,7 @@ def _run_clock(
         except Exception:
             # Without a clock nothing is ever done again: better a new worker.
             log.exception("the clock broke, the worker stops")
-            os.kill(os.getpid(), signal.SIGTERM)
+            services.stopping.set()
             return
         else:
             if away:

