@@ -15,7 +15,8 @@ import orjson
 
 from backend.errors import DatasetError
 from backend.labelstudio.annotations import labels_of
-from backend.labelstudio.config import Choice, Control
+from backend.labelstudio.choices import Choice
+from backend.labelstudio.config import Control
 from backend.simulation.sources import NOT_LOCAL, Picture, Source, Unreadable, is_remote
 
 # What a record of JSON-MIN has besides the task's data and the controls.
