@@ -133,8 +133,9 @@ def by(measure: Measure) -> Callable[[Pool], Tensor]:
 
 def _in_parts(measure: Callable[[Tensor, Head], Tensor], pool: Pool, at_once: int) -> Tensor:
     """Return what a measure says of a pool, looking at so many probabilities at a time."""
-    parts = pool.embeddings.split(max(1, at_once // max(1, len(pool.head.weights))))
-    return torch.cat([measure(embeddings, pool.head) for embeddings in parts])
+    step = max(1, at_once // max(1, len(pool.head.weights)))
+    starts = range(0, max(1, len(pool.embeddings)), step)
+    return torch.cat([measure(pool.embeddings[i : i + step], pool.head) for i in starts])
 
 
 def random(pool: Pool) -> Tensor:
