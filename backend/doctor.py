@@ -15,7 +15,8 @@ from backend import assembly
 from backend.errors import ClipBackendError, ImageHostError
 from backend.jobs.queue import JobQueue
 from backend.labelstudio.client import LabelStudio, RemoteProject
-from backend.labelstudio.config import LabelingConfig, image_source, parse_labeling_config
+from backend.labelstudio.config import LabelingConfig, parse_labeling_config
+from backend.labelstudio.task_data import image_source
 from backend.settings import Settings
 from backend.store import Store
 from backend.store.projects import Project

@@ -14,8 +14,9 @@ import numpy as np
 
 from backend.errors import ImageError, TaskError
 from backend.instruments import Instruments
-from backend.labelstudio.config import Control, LabelingConfig, image_source
+from backend.labelstudio.config import Control, LabelingConfig
 from backend.labelstudio.decoding import ImageLimits, decode
+from backend.labelstudio.task_data import image_source
 from backend.store.embeddings import Embeddings, Failure, Vector
 from backend.store.tasks import Task
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,10 @@ import numpy as np
 from backend.clip.prompts import NEUTRAL, prompts
 from backend.embedding import Embedder, Found
 from backend.errors import LabelingConfigError, TaskError
+from backend.labelstudio.choices import Choice, wordings
 from backend.labelstudio.config import Control, LabelingConfig
+from backend.offers import Offer, offers_of
+from backend.results import Answers
 from backend.settings import LearningSettings, Score
 from backend.store.embeddings import Vector
 from backend.store.tasks import Task
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     import torch
 
     from backend.clip.encoder import Encoder
+    from backend.learning.head import Head
 
 # Bounds the memory of one pass.
 TASKS_AT_ONCE = 1000
@@ -48,7 +52,8 @@ class Scores:
     `usable` are the tasks, by index, whose pictures could be had; `errors` say for all why not,
     where not. For each control, `vectors` are the unit vectors [N, D] of the usable tasks'
     pictures, `probabilities` are [N, K] of them, columns in the order of the head's choices, and
-    `uncertainties` [N] in [0, 1]; there are none without usable tasks.
+    `uncertainties` [N] in [0, 1]; there are none without usable tasks. `offers` say which of the
+    choices the tasks have: the others' probability is 0.
     """
 
     usable: list[int]
@@ -56,6 +61,7 @@ class Scores:
     probabilities: list[Vector]
     uncertainties: list[torch.Tensor]
     errors: list[TaskError]
+    offers: list[list[Offer]]
 
 
 class Predictor:
@@ -84,24 +90,27 @@ class Predictor:
         self, tasks: Sequence[Task], config: LabelingConfig, version: Version, *, fetch: bool = True
     ) -> Scores:
         """Return the numbers that `predict` makes its predictions of, for as many tasks as fit."""
-        found = self.embedder.look_up(tasks, config, fetch=fetch)
+        found, offers = self._look_up(tasks, config, version, fetch=fetch)
         if not found.usable:
-            return Scores([], [], [], [], found.errors)
+            return Scores([], [], [], [], found.errors, [])
         return Scores(
             found.usable,
             found.vectors,
             [
-                version.heads[control.name].head.probabilities(vectors).numpy()
-                for control, vectors in zip(config.controls, found.vectors, strict=True)
+                _probabilities(version.heads[control.name].head, vectors, of_control)
+                for control, vectors, of_control in zip(
+                    config.controls, found.vectors, offers, strict=True
+                )
             ],
-            _uncertainties(tasks, found, config, version),
+            _uncertainties(tasks, found, config, version, offers),
             found.errors,
+            offers,
         )
 
     def zero_shot(
         self, project_id: int, config: LabelingConfig, learning: LearningSettings
     ) -> Version:
-        """Return a version that knows the choices by their names alone."""
+        """Return a version that knows the choices of a config by their names alone."""
         return Version(
             project_id=project_id,
             number=0,
@@ -110,7 +119,7 @@ class Predictor:
             query_strategy=learning.query_strategy.value,
             score=learning.score.value,
             heads={
-                control.name: zero_shot_head(self.encoder, control, learning)
+                control.name: zero_shot_head(self.encoder, learnable(control), learning)
                 for control in config.controls
             },
         )
@@ -126,11 +135,11 @@ class Predictor:
 
         from backend.learning.strategies import combine
 
-        found = self.embedder.look_up(tasks, config, fetch=False)
+        found, offers = self._look_up(tasks, config, version, fetch=False)
         if not found.usable:
             return [], torch.empty(0)
         ids = [task_id for index in found.usable if (task_id := tasks[index].id) is not None]
-        return ids, combine(_uncertainties(tasks, found, config, version))
+        return ids, combine(_uncertainties(tasks, found, config, version, offers))
 
     def _predict(
         self, tasks: Sequence[Task], config: LabelingConfig, version: Version, *, fetch: bool
@@ -142,10 +151,14 @@ class Predictor:
         if not scores.usable:
             return outcome
         results: list[list[dict[str, object]]] = [[] for _ in scores.usable]
-        for control, probabilities in zip(config.controls, scores.probabilities, strict=True):
-            values = version.heads[control.name].values
-            for result, row in zip(results, probabilities, strict=True):
-                result.extend(_result(control, values, row))
+        for control, probabilities, offers in zip(
+            config.controls, scores.probabilities, scores.offers, strict=True
+        ):
+            for offer in offers:
+                answers = Answers(control, offer.choices)
+                offered = slice(None) if offer.columns is None else offer.columns
+                for row in offer.rows:
+                    results[row] += answers.results(probabilities[row, offered])
         uncertainties = combine(scores.uncertainties).tolist()
         for index, result, uncertainty in zip(scores.usable, results, uncertainties, strict=True):
             outcome[index] = Prediction(
@@ -153,11 +166,27 @@ class Predictor:
             )
         return outcome
 
+    def _look_up(
+        self, tasks: Sequence[Task], config: LabelingConfig, version: Version, *, fetch: bool
+    ) -> tuple[Found, list[list[Offer]]]:
+        found = self.embedder.look_up(tasks, config, fetch=fetch)
+        return offers_of(tasks, found, config, version.heads)
+
 
 def score_of(uncertainty: float, version: Version) -> float:
     """Return what Label Studio orders its queue by, in [0, 1]."""
     confident = version.score == Score.CONFIDENCE.value
     return round(1 - uncertainty if confident else uncertainty, 6)
+
+
+def learnable(control: Control, labelled: Collection[str] = ()) -> Control:
+    """Return a control with the choices that its head is to know.
+
+    A path that leads further is one where people have chosen it: its name alone would take from
+    what it leads to.
+    """
+    wanted = (each for each in control.choices if each.is_leaf or each.value in labelled)
+    return replace(control, choices=tuple(wanted))
 
 
 def zero_shot_head(encoder: Encoder, control: Control, learning: LearningSettings) -> ControlHead:
@@ -169,22 +198,18 @@ def zero_shot_head(encoder: Encoder, control: Control, learning: LearningSetting
 
     from backend.learning.head import zero_shot
 
-    wordings = prompts_of(control, learning)
-    if (count := sum(map(len, wordings))) > _MAX_PROMPTS:
+    sentences = prompts_of(control, learning)
+    if (count := sum(map(len, sentences))) > _MAX_PROMPTS:
         raise LabelingConfigError(
-            f'<Choices name="{control.name}"> has {count} prompts; CLIP reads at most '
+            f"{control.tag} has {count} prompts; CLIP reads at most "
             f"{_MAX_PROMPTS}: give fewer predicted_values, or fewer prompts in the extra params"
         )
-    flat = encoder.encode_texts([text for texts in wordings for text in texts])
-    rows, start = [], 0
-    for texts in wordings:
-        rows.append(flat[start : start + len(texts)].mean(axis=0))
-        start += len(texts)
-    text = torch.nn.functional.normalize(torch.from_numpy(np.stack(rows)), dim=-1)
-    neutral = None
-    if control.multiple:
-        mean = torch.from_numpy(encoder.encode_texts(NEUTRAL).mean(axis=0))
-        neutral = torch.nn.functional.normalize(mean, dim=-1)
+    mean = torch.from_numpy(encoder.encode_texts(NEUTRAL).mean(axis=0))
+    neutral = torch.nn.functional.normalize(mean, dim=-1) if control.multiple else None
+    # Before any task is known, choices that come with tasks are none.
+    text = torch.empty(0, len(mean))
+    if sentences:
+        text = torch.from_numpy(encoder.encode_prompts(sentences))
     return ControlHead(control.values, zero_shot(text, encoder.logit_scale, neutral=neutral))
 
 
@@ -207,6 +232,7 @@ def fingerprint(
                 control.image,
                 control.multiple,
                 [[choice.value, *choice.names] for choice in control.choices],
+                *_more_facts(control),
             ]
             for control in config.controls
         ],
@@ -219,65 +245,83 @@ def fingerprint(
     return sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
+def _more_facts(control: Control) -> list[object]:
+    # Nothing for plain <Choices>, so that versions of earlier releases stay what they are.
+    facts: list[object] = []
+    if control.kind == "taxonomy":
+        facts.append([[*each.path, each.is_leaf, *each.within] for each in control.choices])
+    if control.options is not None:
+        facts.append(["options", control.options])
+    if control.shortlist is not None:
+        facts.append(["shortlist", control.shortlist.name, control.shortlist.to_name])
+    return facts
+
+
 def fits(version: Version, config: LabelingConfig, encoder: str) -> bool:
     """Tell whether a version can predict what a labeling config asks for."""
     return version.encoder == encoder and all(
         control.name in version.heads
-        and version.heads[control.name].values == control.values
+        and _has_choices(control, version.heads[control.name].values)
         and version.heads[control.name].head.multiple == control.multiple
         for control in config.controls
     )
 
 
-def prompts_of(control: Control, learning: LearningSettings) -> list[list[str]]:
+def _has_choices(control: Control, values: tuple[str, ...]) -> bool:
+    # Which of the choices that come with tasks are known is seen task by task.
+    return control.options is not None or values == learnable(control, frozenset(values)).values
+
+
+def prompts_of(control: Control, learning: LearningSettings) -> list[Sequence[str]]:
     """Return what CLIP reads of each choice: the prompts that people gave it, or its names'."""
     return [
-        _given(choice.value, choice.names, learning) or prompts(choice.names)
-        for choice in control.choices
+        _sentences(choice, names, learning)
+        for choice, names in zip(control.choices, wordings(control.choices), strict=True)
     ]
 
 
-def _given(value: str, names: Sequence[str], learning: LearningSettings) -> list[str] | None:
-    given = (learning.prompts[name] for name in (value, *names) if name in learning.prompts)
-    return next(given, None)
+def _sentences(choice: Choice, names: Sequence[str], learning: LearningSettings) -> Sequence[str]:
+    for name in (choice.value, *choice.names):
+        if name in learning.prompts:
+            return learning.prompts[name]
+    return prompts(names)
 
 
-def chosen_by(control: Control, probabilities: Vector) -> list[int]:
-    """Return which choices a row of probabilities [K] stands for: the likeliest, or all likely."""
-    if control.multiple:
-        return np.flatnonzero(probabilities >= 0.5).tolist()
-    return [int(probabilities.argmax())]
-
-
-def _result(
-    control: Control, values: Sequence[str], probabilities: Vector
-) -> list[dict[str, object]]:
-    chosen = chosen_by(control, probabilities)
-    if not chosen:
-        return []
-    certainty = float(probabilities[chosen].min())
-    return [
-        {
-            "from_name": control.name,
-            "to_name": control.to_name,
-            "type": "choices",
-            "value": {"choices": [values[index] for index in chosen]},
-            "score": round(certainty, 6),
-        }
-    ]
+def _probabilities(head: Head, vectors: torch.Tensor, offers: Sequence[Offer]) -> Vector:
+    probabilities: Vector
+    if any(offer.columns is None for offer in offers):
+        probabilities = head.probabilities(vectors).numpy()
+        return probabilities
+    probabilities = np.zeros((len(vectors), len(head.weights)), dtype=np.float32)
+    for offer in offers:
+        own = offer.of(head).probabilities(vectors[offer.rows]).numpy()
+        probabilities[np.array(offer.rows)[:, None], offer.columns] = own
+    return probabilities
 
 
 def _uncertainties(
-    tasks: Sequence[Task], found: Found, config: LabelingConfig, version: Version
+    tasks: Sequence[Task],
+    found: Found,
+    config: LabelingConfig,
+    version: Version,
+    offers: Sequence[Sequence[Offer]],
 ) -> list[torch.Tensor]:
+    import torch
+
     from backend.learning.strategies import STRATEGIES, Pool
 
     keys = [f"{tasks[index].id}:{version.name}" for index in found.usable]
     measure = STRATEGIES[version.query_strategy].measure
-    return [
-        measure(Pool(vectors, version.heads[control.name].head, vectors[:0], keys))
-        for control, vectors in zip(config.controls, found.vectors, strict=True)
-    ]
+    measured = []
+    for control, vectors, of_control in zip(config.controls, found.vectors, offers, strict=True):
+        head = version.heads[control.name].head
+        uncertainties = torch.empty(len(vectors))
+        for offer in of_control:
+            own_keys = [keys[row] for row in offer.rows]
+            pool = Pool(vectors[offer.rows], offer.of(head), vectors[:0], own_keys)
+            uncertainties[offer.rows] = measure(pool).to(uncertainties)
+        measured.append(uncertainties)
+    return measured
 
 
 def _chunks(tasks: Sequence[Task], size: int) -> Iterable[Sequence[Task]]:

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from backend.clip.prompts import prompts
 from backend.embedding import Embedder
 from backend.errors import NotFoundError, RequestError
-from backend.labelstudio.config import Control, LabelingConfig, image_source
+from backend.labelstudio.config import Control, LabelingConfig
+from backend.labelstudio.task_data import image_source
 from backend.store.embeddings import Vector
 from backend.store.tasks import StoredTask, Tasks
 

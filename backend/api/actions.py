@@ -10,6 +10,7 @@ from typing import Any
 from backend.api import messages
 from backend.errors import LabelingConfigError, RequestError
 from backend.labelstudio.config import parse_labeling_config
+from backend.labelstudio.task_data import with_options
 from backend.prediction import Predictor, fits
 from backend.settings import LearningSettings
 from backend.store import Store
@@ -119,7 +120,8 @@ class Actions:
         predictor = self._get_predictor()
         version = None if project is None else store.versions.active(project.id)
         if version is None or not fits(version, config, predictor.encoder.identity):
-            version = predictor.zero_shot(project_id or 0, config, self._learning_of(project))
+            known = with_options(config, (item.data for item in usable))
+            version = predictor.zero_shot(project_id or 0, known, self._learning_of(project))
         outcomes = iter(predictor.predict(usable, config, version))
         return Results(
             [messages.result(next(outcomes) if isinstance(item, Task) else item) for item in items],

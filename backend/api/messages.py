@@ -155,8 +155,26 @@ class Chosen(_Answer):
     choices: list[str] = Field(min_length=1)
 
 
-class ControlResult(_Answer):
-    """What is predicted of one control."""
+class ChosenPaths(_Answer):
+    """The value of a `<Taxonomy>`: paths from the top of the tree."""
+
+    taxonomy: list[list[str]] = Field(min_length=1)
+
+
+class Levels(_Answer):
+    """How likely each step of a path is: the sum of all choices that share it."""
+
+    levels: list[float]
+
+
+class ShownTexts(_Answer):
+    """The value of a `<TextArea>`."""
+
+    text: list[str]
+
+
+class ChoicesResult(_Answer):
+    """What is predicted of a `<Choices>`."""
 
     from_name: str
     to_name: str
@@ -165,10 +183,30 @@ class ControlResult(_Answer):
     score: float = Field(ge=0, le=1)
 
 
+class TaxonomyResult(_Answer):
+    """What is predicted of a `<Taxonomy>`."""
+
+    from_name: str
+    to_name: str
+    type: Literal["taxonomy"]
+    value: ChosenPaths
+    score: float = Field(ge=0, le=1)
+    meta: Levels | None = None
+
+
+class ShortlistResult(_Answer):
+    """The likeliest choices of a control, for people to read."""
+
+    from_name: str
+    to_name: str
+    type: Literal["textarea"]
+    value: ShownTexts
+
+
 class PredictedTask(_Answer):
     """One task's prediction."""
 
-    result: list[ControlResult]
+    result: list[ChoicesResult | TaxonomyResult | ShortlistResult]
     score: float = Field(ge=0, le=1)
     model_version: str
 

@@ -182,4 +182,4 @@ def _jpeg(image: Image.Image) -> bytes:
 
 
 def _choices(result: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    return tuple(choice for item in result for choice in item["value"]["choices"])
+    return tuple(choice for item in result for choice in item["value"].get("choices", ()))

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from backend.errors import LabelStudioError
@@ -13,7 +17,8 @@ from backend.labelstudio.agreement import agreement_of
 from backend.labelstudio.annotations import Labels, labels_of, targets_of
 from backend.labelstudio.client import RemoteProject, RemoteTask
 from backend.labelstudio.config import Control, LabelingConfig, parse_labeling_config
-from backend.prediction import fingerprint, fits, zero_shot_head
+from backend.labelstudio.task_data import with_options
+from backend.prediction import fingerprint, fits, learnable, zero_shot_head
 from backend.settings import LearningSettings
 from backend.store.contents import confusions_to_bytes, labels_to_bytes
 from backend.store.findings import Finding
@@ -32,6 +37,9 @@ log = logging.getLogger(__name__)
 
 # Tasks that show what the pool is like.
 POOL = 2000
+
+# Choices without a label that a report still lists.
+LISTED = 1000
 
 # How many labels ahead the report looks.
 MORE = 50
@@ -73,6 +81,7 @@ def train(services: Services, claim: Claim) -> None:
         }.values()
     )
     store.tasks.close_all_but(project_id, {task.id for task in annotated if not task.open})
+    config = with_options(config, _data(services, project_id, annotated))
 
     _let_go(services, project, config)
     latest = store.versions.latest(project_id)
@@ -142,6 +151,17 @@ def train(services: Services, claim: Claim) -> None:
     store.requests.add(Request(project_id, Kind.REFRESH))
 
 
+def _data(
+    services: Services, project_id: int, annotated: list[RemoteTask]
+) -> Iterator[Mapping[str, object]]:
+    """Yield the data of a project's tasks, those that teach something first."""
+    for task in sorted(annotated, key=attrgetter("id")):
+        yield task.data
+    for page in services.store.tasks.all(project_id):
+        for stored in page:
+            yield stored.data
+
+
 def _let_go(services: Services, project: Project, config: LabelingConfig) -> None:
     """Unpin a version that cannot predict what is asked for any more."""
     versions = services.store.versions
@@ -199,9 +219,10 @@ class _Labelled:
         before: dict[str, Any],
     ) -> None:
         self._predictor = services.predictor
-        self._control = control
         annotations = {task.id: task.annotations for task in annotated}
         self._labels: Labels = labels_of(control, annotations)
+        labelled = frozenset(chain.from_iterable(self._labels.values.values()))
+        self._control = learnable(control, labelled)
         self.people = {
             "agreement": agreement_of(control, annotations),
             "acceptance": acceptance_of(control, annotated, is_ours, before.get("acceptance")),
@@ -246,15 +267,16 @@ class _Labelled:
         return _Learnt(ControlHead(zero_shot.values, trained.head), report, confused)
 
     def _counts(self) -> dict[str, Any]:
-        per_choice = dict.fromkeys(self._control.values, 0)
-        for chosen in self.choices.values():
-            for value in chosen:
-                per_choice[value] += 1
+        per_choice = Counter(chain.from_iterable(self.choices.values()))
+        if len(self._control.choices) <= LISTED:
+            per_choice = Counter({value: per_choice[value] for value in self._control.values})
         return {
             "labels": len(self._ids),
+            "choices": len(self._control.choices),
             "per_choice": per_choice,
             "ties": self._labels.ties,
             "unknown_choices": self._labels.unknown,
+            "several_choices": self._labels.several,
             "without_picture": len(self._labels.values) - len(self._ids),
         }
 

@@ -17,12 +17,14 @@ class Labels:
 
     `values` maps a task's id to its choices: exactly one for a single control, maybe none for a
     multiple one. `ties` counts tasks left out because annotators disagree evenly, `unknown`
-    counts labels left out because the labeling config no longer has the choice.
+    counts labels left out because the labeling config no longer has the choice, `several`
+    annotations left out because they give a single control several choices.
     """
 
     values: Mapping[int, frozenset[str]]
     ties: int
     unknown: int
+    several: int = 0
 
 
 def labels_of(
@@ -37,7 +39,7 @@ def labels_of(
     known = frozenset(control.values)
     decide = _majority_per_label if control.multiple else _most_frequent
     values: dict[int, frozenset[str]] = {}
-    ties = unknown = 0
+    ties = unknown = several = 0
     for task_id, of_task in annotations.items():
         votes: list[frozenset[str]] = []
         for annotation in _counting(of_task):
@@ -45,7 +47,8 @@ def labels_of(
             if answer is None:
                 continue
             unknown += len(answer - known)
-            # Several choices for a single control are left from a config that once was multiple.
+            # Left from a config that once was multiple, or several paths of a taxonomy.
+            several += not control.multiple and len(answer) > 1
             if control.multiple or (len(answer) == 1 and answer <= known):
                 votes.append(answer & known)
         if not votes:
@@ -55,7 +58,7 @@ def labels_of(
             ties += 1
         else:
             values[task_id] = label
-    return Labels(values=values, ties=ties, unknown=unknown)
+    return Labels(values=values, ties=ties, unknown=unknown, several=several)
 
 
 def targets_of(control: Control, labels: Sequence[frozenset[str]]) -> torch.Tensor:
@@ -90,17 +93,27 @@ def chosen(control: Control, annotation: Mapping[str, object]) -> frozenset[str]
         if item.get("to_name", control.to_name) != control.to_name:
             continue
         value = item.get("value")
-        choices = value.get("choices") if isinstance(value, Mapping) else None
-        if item.get("type") != "choices" or not isinstance(choices, list):
+        selected = value.get(control.kind) if isinstance(value, Mapping) else None
+        if item.get("type") != control.kind or not isinstance(selected, list):
             return None
-        if not all(isinstance(choice, str) for choice in choices):
+        choices = [_choice(control, each) for each in selected]
+        if None in choices:
             return None
-        found.update(choices)
+        found.update(choice for choice in choices if choice is not None)
         answered = True
     # Label Studio writes no result at all when nothing was selected.
     if not answered and (not control.multiple or control.conditional):
         return None
     return frozenset(found)
+
+
+def _choice(control: Control, selected: object) -> str | None:
+    """Return what one selected choice is called; None where it cannot be read."""
+    if control.kind == "choices":
+        return selected if isinstance(selected, str) else None
+    if not isinstance(selected, list) or not all(isinstance(step, str) for step in selected):
+        return None
+    return control.value_of(selected) if selected else None
 
 
 def _most_frequent(votes: Sequence[frozenset[str]]) -> frozenset[str] | None:

@@ -3,13 +3,17 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal
 from xml.etree.ElementTree import Element, ParseError, TreeBuilder
 
 from defusedxml.common import DefusedXmlException
 from defusedxml.ElementTree import DefusedXMLParser
 
-from backend.errors import LabelingConfigError, TaskError
+from backend.errors import LabelingConfigError
+from backend.labelstudio import choices as choosing
+from backend.labelstudio.choices import VARIABLE, Choice
 
 _MAX_BYTES = 1 << 20
 _MAX_DEPTH = 200
@@ -18,34 +22,55 @@ _MAX_CHOICES = 20_000
 _MAX_CONTROLS = 500
 # Values, aliases and predicted_values.
 _MAX_NAMES = 2 * _MAX_CHOICES
-# Of an address that is put together from several fields of a task.
-_MAX_FILLED_IN = 100_000
 # Controls that a sentence for people names.
 _NAMED = 20
 
-# Label Studio's editor finds task fields in a tag's value with exactly this pattern; as there,
-# `\w` means ASCII, so "$my-image" reads the field "my" and leaves "-image" as text.
-_VARIABLE = re.compile(r"\$[\w\[\].{}]+", re.ASCII)
-_INDEX = re.compile(r"[0-9]{1,9}")
 
+_CONTROLS = frozenset({"choices", "taxonomy"})
 _NOT_CONTROLS = frozenset({"filter"})
+
+_LEFT_ALONE = (
+    ("perregion", "it labels regions, not the whole image (perRegion)"),
+    ("peritem", "it labels single items of a list (perItem)"),
+    ("labeling", "it labels regions of text (labeling)"),
+    ("allownested", "it allows nested choices (allowNested); use <Taxonomy>"),
+)
+_NUMBER = re.compile(r"[0-9]{1,9}")
 
 
 @dataclass(frozen=True)
-class Choice:
-    """One `<Choice>`: `value` as annotations store it, `names` as prompts may call it."""
+class Shortlist:
+    """A `<TextArea shortlistOf="…">`, in which the likeliest choices of a control are shown."""
 
-    value: str
-    names: tuple[str, ...]
+    name: str
+    to_name: str
 
 
 @dataclass(frozen=True)
 class Control:
-    """One `<Choices>` over an `<Image>` that can be predicted.
+    """One `<Choices>` or `<Taxonomy>` over an `<Image>` that can be predicted.
 
-    `name` and `to_name` are an annotation result's from_name and to_name, `image` is the
-    template in the Image tag's value. A `conditional` control may have been hidden from the
-    annotator, so its absence in an annotation says nothing.
+    Attributes
+    ----------
+    name, to_name : str
+        An annotation result's from_name and to_name.
+    image : str
+        The template in the Image tag's value.
+    choices : tuple of Choice
+        Those that the labeling config has; with `options` more are added by `with_options`.
+    multiple : bool
+        Whether several may be chosen.
+    conditional : bool
+        It may have been hidden from the annotator, so its absence in an annotation says nothing.
+    kind : {"choices", "taxonomy"}
+        An annotation result's type, and the key of its value.
+    options : str, optional
+        The field of a task's data that has its own choices.
+    leaves_only : bool
+        Of a taxonomy, whether only paths that lead no further can be chosen.
+    shortlist : Shortlist, optional
+        Where to show the likeliest choices.
+
     """
 
     name: str
@@ -54,11 +79,33 @@ class Control:
     choices: tuple[Choice, ...]
     multiple: bool
     conditional: bool
+    kind: Literal["choices", "taxonomy"] = "choices"
+    options: str | None = None
+    leaves_only: bool = False
+    shortlist: Shortlist | None = None
 
     @property
     def values(self) -> tuple[str, ...]:
-        """The stored values of all choices, in the config's order."""
+        """What reports and heads call all choices, in the config's order."""
         return tuple(choice.value for choice in self.choices)
+
+    @cached_property
+    def _values_by_path(self) -> Mapping[tuple[str, ...], str]:
+        return {choice.path: choice.value for choice in self.choices}
+
+    @cached_property
+    def _distinct_values(self) -> frozenset[str]:
+        return frozenset(self.values)
+
+    def value_of(self, path: Sequence[str]) -> str:
+        """Return what reports and heads call a path of a taxonomy, whether it has it or not."""
+        known = self._values_by_path.get(tuple(path))
+        return choosing.value_of(path, self._distinct_values) if known is None else known
+
+    @property
+    def tag(self) -> str:
+        """The control as a sentence for people names it."""
+        return f'<{self.kind.capitalize()} name="{self.name}">'
 
 
 @dataclass(frozen=True)
@@ -90,6 +137,11 @@ class _Tag:
     kind: str
     conditional: bool
     repeated: bool
+
+    @property
+    def attributes(self) -> dict[str, str]:
+        """Its attributes, whose names Label Studio reads in any case."""
+        return {name.lower(): value for name, value in self.element.items()}
 
     def __str__(self) -> str:
         return f'<{self.element.tag} name="{self.element.get("name", "")}">'
@@ -135,9 +187,15 @@ def parse_labeling_config(xml: str) -> LabelingConfig:
     }
     controls: list[Control] = []
     left_alone: list[str] = []
+    shortlists: dict[str, Shortlist] = {}
     for tag in tags:
-        is_control = tag.kind == "choices" or "toName" in tag.element.attrib
+        is_control = tag.kind in _CONTROLS or "toName" in tag.element.attrib
         if not is_control or tag.kind in _NOT_CONTROLS:
+            continue
+        if (of_control := tag.attributes.get("shortlistof")) and tag.kind == "textarea":
+            shortlists[of_control] = Shortlist(
+                tag.element.get("name", ""), tag.element.get("toName", "")
+            )
             continue
         try:
             if named[tag.element.get("name", "")] > 1:
@@ -145,35 +203,14 @@ def parse_labeling_config(xml: str) -> LabelingConfig:
             controls.append(_control(tag, objects))
         except _NotPredictedError as reason:
             left_alone.append(f"{tag} is left alone: {reason}.")
+    controls = [replace(each, shortlist=shortlists.pop(each.name, None)) for each in controls]
+    left_alone += [
+        f'<TextArea name="{each.name}"> is left alone: shortlistOf="{of_control}" is no control '
+        "that is predicted."
+        for of_control, each in shortlists.items()
+    ]
     _check_size(controls)
     return LabelingConfig(controls=tuple(controls), left_alone=tuple(left_alone))
-
-
-def image_source(control: Control, data: Mapping[str, object]) -> str:
-    """Resolve the control's image template against a task's data, as Label Studio's editor does.
-
-    A template that is one variable, such as "$image" or "$pages[0].url", is that field; variables
-    within text are filled in; text without variables is taken as it is.
-
-    Raises TaskError if a field is missing, empty, or neither text nor a whole number, or if what
-    is put together from text and fields is longer than 100,000 characters.
-    """
-    template = control.image
-    if _VARIABLE.fullmatch(template):
-        return _field(data, template[1:])
-    length = 0
-
-    def fill_in(match: re.Match[str]) -> str:
-        nonlocal length
-        field = _field(data, match.group()[1:])
-        length += len(field)
-        if length > _MAX_FILLED_IN:
-            raise TaskError(
-                f"the task's fields make an address of more than {_MAX_FILLED_IN} characters"
-            )
-        return field
-
-    return _VARIABLE.sub(fill_in, template)
 
 
 def _parse(xml: str) -> Element:
@@ -205,39 +242,79 @@ def _walk(root: Element) -> Iterator[_Tag]:
 
 
 def _control(tag: _Tag, objects: Mapping[str, _Tag]) -> Control:
-    if tag.kind != "choices":
-        raise _NotPredictedError("only <Choices> is predicted")
-    attributes = {name.lower(): value for name, value in tag.element.items()}
+    if tag.kind not in _CONTROLS:
+        raise _NotPredictedError("only <Choices> and <Taxonomy> are predicted")
+    attributes = tag.attributes
     name = tag.element.get("name")
     if not name:
         raise _NotPredictedError("it has no name")
     if tag.repeated:
         raise _NotPredictedError("it is repeated by a <Repeater>")
-    for attribute, meaning in (
-        ("perregion", "it labels regions, not the whole image (perRegion)"),
-        ("peritem", "it labels single items of a list (perItem)"),
-        ("allownested", "it allows nested choices (allowNested)"),
-    ):
+    for attribute, meaning in _LEFT_ALONE:
         if attributes.get(attribute, "").lower() == "true":
             raise _NotPredictedError(meaning)
-    if attributes.get("value"):
-        raise _NotPredictedError("its choices come from the task data (value)")
-    kind = attributes.get("choice", "single")
+    image = _image(tag.element.get("toName", ""), objects)
+    build = _taxonomy if tag.kind == "taxonomy" else _choices
+    control = build(
+        tag,
+        Control(
+            name=name,
+            to_name=image.element.get("name", ""),
+            image=image.element.get("value", ""),
+            choices=(),
+            multiple=False,
+            conditional=tag.conditional,
+        ),
+    )
+    leaves = sum(choice.is_leaf for choice in control.choices)
+    if control.options is None and leaves < (1 if control.multiple else 2):
+        raise _NotPredictedError("it has too few distinct choices")
+    return control
+
+
+def _choices(tag: _Tag, control: Control) -> Control:
+    kind = tag.attributes.get("choice", "single")
     if kind not in {"single", "single-radio", "multiple"}:
         raise _NotPredictedError(f'choice="{kind}" is not known')
-    multiple = kind == "multiple"
-    image = _image(tag.element.get("toName", ""), objects)
-    choices = tuple(_choices(tag.element))
-    if len(choices) < (1 if multiple else 2):
-        raise _NotPredictedError("it has too few distinct choices")
-    return Control(
-        name=name,
-        to_name=image.element.get("name", ""),
-        image=image.element.get("value", ""),
-        choices=choices,
-        multiple=multiple,
-        conditional=tag.conditional,
+    return replace(
+        control,
+        choices=tuple(_flat_choices(tag.element)),
+        multiple=kind == "multiple",
+        options=_options(tag),
     )
+
+
+def _taxonomy(tag: _Tag, control: Control) -> Control:
+    attributes = tag.attributes
+    if attributes.get("apiurl"):
+        raise _NotPredictedError(
+            "its choices come from another server (apiUrl), which is not asked; list them in the "
+            'config or, with value="$…", in the task data'
+        )
+    leaves_only = attributes.get("leafsonly", "").lower() == "true"
+    try:
+        choices = choosing.tree_of_tags(tag.element, leaves_only=leaves_only, most=_MAX_CHOICES)
+    except choosing.TreeTooLargeError as error:
+        raise LabelingConfigError(f"the <Taxonomy> of the labeling config has {error}") from None
+    most = attributes.get("maxusages", "")
+    return replace(
+        control,
+        kind="taxonomy",
+        choices=choices,
+        multiple=_NUMBER.fullmatch(most) is not None and int(most) > 1,
+        # Label Studio shows those of the task only where the config has none.
+        options=None if choices else _options(tag),
+        leaves_only=leaves_only,
+    )
+
+
+def _options(tag: _Tag) -> str | None:
+    value = tag.attributes.get("value")
+    if not value:
+        return None
+    if VARIABLE.fullmatch(value) is None:
+        raise _NotPredictedError(f'value="{value}" is not one field of the task data')
+    return value[1:]
 
 
 def _image(to_name: str, objects: Mapping[str, _Tag]) -> _Tag:
@@ -269,54 +346,22 @@ def _check_size(controls: Sequence[Control]) -> None:
             raise LabelingConfigError(f"the labeling config has more than {limit} {what}")
 
 
-def _choices(element: Element) -> Iterator[Choice]:
+def _flat_choices(element: Element) -> Iterator[Choice]:
     stored: set[str] = set()
-    for choice in element.iter():
-        if choice is not element and choice.tag.lower() == "choices":
+    for tag in element.iter():
+        if tag is not element and tag.tag.lower() == "choices":
             raise _NotPredictedError("it holds another <Choices>")
-        if choice.tag.lower() != "choice":
+        if tag.tag.lower() != "choice":
             continue
-        if any(inner is not choice and inner.tag.lower() == "choice" for inner in choice.iter()):
+        if any(inner is not tag and inner.tag.lower() == "choice" for inner in tag.iter()):
             raise _NotPredictedError("its choices are nested; put them into one flat list")
-        shown = choice.get("value", "")
-        alias = choice.get("alias", "")
-        if not alias and _VARIABLE.search(shown):
+        shown = tag.get("value", "")
+        if not tag.get("alias") and VARIABLE.search(shown):
             raise _NotPredictedError(f"its choice {shown!r} takes its text from the task data")
-        value = alias or shown
-        if not value.strip() or value in stored:
-            continue
-        stored.add(value)
-        names = [shown, alias, *choice.get("predicted_values", "").split(",")]
-        stripped = (name.strip() for name in names)
-        yield Choice(value, tuple(dict.fromkeys(name for name in stripped if name)))
-
-
-def _field(data: Mapping[str, object], path: str) -> str:
-    value: object = data[path] if path in data else _follow(data, path)
-    if isinstance(value, str) and value.strip():
-        return value
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    if isinstance(value, list):
-        raise TaskError(
-            f"task data field {path!r} is a list; name one of its images in the labeling config, "
-            f'such as value="${path}[0]"'
-        )
-    if value is None or isinstance(value, str):
-        raise TaskError(f"task data field {path!r} is empty")
-    raise TaskError(f"task data field {path!r} is not text")
-
-
-def _follow(data: Mapping[str, object], path: str) -> object:
-    value: object = data
-    for key in re.split(r"[.\[\]]+", path.rstrip("]")):
-        if isinstance(value, Mapping) and key in value:
-            value = value[key]
-        elif isinstance(value, list) and _INDEX.fullmatch(key) and int(key) < len(value):
-            value = value[int(key)]
-        else:
-            raise TaskError(f"task data has no field {path!r}")
-    return value
+        choice = choosing.of_tag(tag)
+        if choice is not None and choice.value not in stored:
+            stored.add(choice.value)
+            yield choice
 
 
 def _some(sentences: Sequence[str], separator: str) -> str:
@@ -326,7 +371,10 @@ def _some(sentences: Sequence[str], separator: str) -> str:
 
 def _summary(control: Control) -> str:
     kind = "any of" if control.multiple else "one of"
-    return (
-        f'<Choices name="{control.name}"> ({kind} {len(control.choices)} choices) '
-        f'for <Image name="{control.to_name}">'
-    )
+    what = f"{len(control.choices)} choices"
+    if control.options is not None:
+        more = f"the choices in each task's {control.options!r}"
+        what = f"{what} and {more}" if control.choices else more
+    elif control.kind == "taxonomy":
+        what = f"{len(control.choices)} paths"
+    return f'{control.tag} ({kind} {what}) for <Image name="{control.to_name}">'

@@ -13,6 +13,9 @@ _PULL = 10.0
 
 _LARGEST = math.log(30)
 
+# Logits that are looked at together: of thousands of choices each copy takes hundreds of megabytes.
+_AT_ONCE = 10_000_000
+
 
 def log_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Return the negative log likelihood [N] of targets, in nats.
@@ -50,11 +53,16 @@ def temperature(logits: Tensor, targets: Tensor, weights: Tensor) -> tuple[float
     T, in [1/30, 30], and the loss in nats.
 
     """
+    step = max(1, _AT_ONCE // max(1, logits.shape[1]))
+    parts = [slice(start, start + step) for start in range(0, len(logits), step)]
 
     def loss(log_temperature: float) -> float:
         penalty = _PULL / 2 * log_temperature**2
-        losses = log_loss(logits / math.exp(log_temperature), targets)
-        return (weights @ losses).item() + penalty
+        total = 0.0
+        for part in parts:
+            losses = log_loss(logits[part] / math.exp(log_temperature), targets[part])
+            total += (weights[part] @ losses.to(weights)).item()
+        return total + penalty
 
     found = minimize_scalar(
         loss, bounds=(-_LARGEST, _LARGEST), method="bounded", options={"xatol": 1e-4}

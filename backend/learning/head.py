@@ -51,6 +51,11 @@ _CURVATURE = 0.05
 _PRECISE = _Precision(torch.float64, gtol=1e-6, ftol=1e-12)
 _ROUGH = _Precision(torch.float32, gtol=1e-4, ftol=1e-6)
 
+# Logits, from which on they are kept in half the memory, and the published head is fitted in half
+# the time. With thousands of choices what rounding moves is far below what labels leave open.
+_MANY_LOGITS = 5_000_000
+_PRECISE_OF_MANY = _Precision(torch.float32, gtol=1e-5, ftol=1e-8)
+
 
 @dataclass(frozen=True)
 class Head:
@@ -168,7 +173,7 @@ class LabelledSet:
     order : Tensor[N] int64
         Where each picture was among those given: the set has an order of its own.
     targets : Tensor[N] int64, or Tensor[N, K] of 0 and 1
-    prior_logits : Tensor[N, K] float64
+    prior_logits : Tensor[N, K] float64, or float32 where they are very many
     trust_in_others : float
         Factor on the prior's logits of the choices that do not learn.
 
@@ -185,7 +190,11 @@ class LabelledSet:
         self._prior = prior
         self._weights = prior.weights.to(device, torch.float64)
         self._bias = prior.bias.to(device, torch.float64)
-        self.prior_logits = features @ self._weights.T + self._bias
+        self._has_many_logits = len(features) * len(self._weights) > _MANY_LOGITS
+        if self._has_many_logits:
+            self.prior_logits = prior.logits(features).to(device)
+        else:
+            self.prior_logits = features @ self._weights.T + self._bias
         self._scale = self._weights.norm(dim=1).mean().item() or _SCALE
         self._basis: Tensor | None = None
         if len(features) < features.shape[1]:
@@ -199,8 +208,11 @@ class LabelledSet:
     def fit(self, *, pull: float, trust: float) -> Head:
         """Return the head fitted to all; see `fit`."""
         everything = torch.arange(len(self), device=self.targets.device)
-        (change,) = self._changes(everything, trust, [pull], _PRECISE)
-        shift = change.weights if self._basis is None else change.weights @ self._basis
+        precision = _PRECISE_OF_MANY if self._has_many_logits else _PRECISE
+        (change,) = self._changes(everything, trust, [pull], precision)
+        shift = change.weights.to(self._weights)
+        if self._basis is not None:
+            shift = shift @ self._basis
         learning = change.learning
         weights, bias = self.trust_in_others * self._weights, self.trust_in_others * self._bias
         weights[learning] = trust * self._weights[learning] + shift
@@ -235,13 +247,13 @@ class LabelledSet:
 
         """
         if pool is None or not len(pool):
-            return torch.ones_like(self.prior_logits[:, 0])
+            return torch.ones_like(self.prior_logits[:, 0], dtype=torch.float64)
         certainty = _certainty(self.prior_logits, multiple=self._prior.multiple)
         of_pool = _certainty(
             self._prior.logits(pool).to(self.prior_logits), multiple=self._prior.multiple
         )
         quantiles = torch.arange(1, _STRATA, dtype=torch.float64, device=certainty.device) / _STRATA
-        edges = of_pool.quantile(quantiles)
+        edges = of_pool.quantile(quantiles.to(of_pool))
         stratum = torch.bucketize(certainty, edges)
         labels = stratum.bincount(minlength=_STRATA)
         pictures = torch.bucketize(of_pool, edges).bincount(minlength=_STRATA)
@@ -300,7 +312,8 @@ class LabelledSet:
         """Set these rows of each pull's logits to those of the head that has seen `seen`."""
         for of_pull, change in zip(logits, self._changes(seen, trust, pulls, _ROUGH), strict=True):
             place = rows[:, None], change.learning
-            learnt = self._features[rows] @ change.weights.double().T + change.bias
+            weights = change.weights.to(of_pull)
+            learnt = self._features[rows].to(of_pull) @ weights.T + change.bias.to(of_pull)
             of_pull[place] = trust * self.prior_logits[place] + learnt
 
     def in_given_order(self, rows: Tensor) -> Tensor:
@@ -316,9 +329,13 @@ class LabelledSet:
         dtype = precision.dtype
         x = self._features[seen].to(dtype)
         y = self.targets[seen]
-        y = (y if multiple else functional.one_hot(y, choices)).to(dtype)
-        sizes = y.sum(dim=0)
-        mask = (sizes > 0) & (sizes < count) if multiple else sizes > 0
+        if multiple:
+            y = y.to(dtype)
+            sizes = y.sum(dim=0)
+            mask = (sizes > 0) & (sizes < count)
+        else:
+            sizes = y.bincount(minlength=choices).to(dtype)
+            mask = sizes > 0
         learning = mask.nonzero()[:, 0]
         if not len(learning):
             nothing = _Change(learning, x.new_zeros(0, x.shape[1]), x.new_zeros(0))
@@ -328,13 +345,18 @@ class LabelledSet:
         prior_logits = trust * of_prior[:, mask]
         rivals = self.trust_in_others * of_prior[:, ~mask]
         rivals = rivals.logsumexp(dim=1, keepdim=True)
-        y, sizes = y[:, mask], sizes[mask]
+        sizes = sizes[mask]
         if multiple:
+            y = y[:, mask]
             balance = count / 2 * (y / sizes + (1 - y) / (count - sizes))
             centre = x.mean(dim=0)
             classes = 2
         else:
-            balance = (y / sizes).sum(dim=1, keepdim=True) * (count / len(sizes))
+            # Each label's column among those that learn, and the 1 there: of thousands of choices
+            # the zeros beside it would take more memory than all else.
+            y = torch.searchsorted(learning, y)[:, None]
+            ones = x.new_ones(count, 1)
+            balance = (1 / sizes)[y] * (count / len(sizes))
             centre = balance[:, 0] @ x / count
             classes = choices
         constant = _BIAS_FEATURE * ((count - 1) / (count - 1 + classes)) ** 0.5
@@ -353,8 +375,9 @@ class LabelledSet:
                     # Biases count relative to their mean.
                     logits -= self._scale * constant * change[:, -1].mean()
                     partition = logits.logsumexp(dim=1, keepdim=True).logaddexp(rivals)
-                    losses = balance * (partition - (y * logits).sum(dim=1, keepdim=True))
-                    residuals = balance * ((logits - partition).exp() - y)
+                    losses = balance * (partition - logits.gather(1, y))
+                    residuals = logits.sub_(partition).exp_().scatter_add_(1, y, -ones)
+                    residuals *= balance
                 gradient = self._scale * (residuals.T @ features)
                 if not multiple:
                     gradient[:, -1] -= gradient[:, -1].mean()

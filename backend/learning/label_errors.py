@@ -119,13 +119,13 @@ def suspected_labels(
         given = targets.long()
         suggested, confidences = _of_multiple(probabilities, given)
         rows = (suggested != given).any(dim=1).nonzero()[:, 0]
-        rows = rows[confidences[rows].argsort(descending=True, stable=True)]
+        rows = rows[confidences[rows].argsort(descending=True, stable=True)][:MOST]
+        given, suggested, confidences = given[rows], suggested[rows], confidences[rows]
     else:
-        rows = suspects(probabilities, targets)
-        classes = suggested_classes(probabilities, targets)
-        confidences = probabilities.gather(1, classes[:, None])[:, 0]
-        given, suggested = (one_hot(each, len(values)) for each in (targets, classes))
-    rows = rows[:MOST]
+        rows = suspects(probabilities, targets)[:MOST]
+        classes = suggested_classes(probabilities, targets)[rows]
+        confidences = probabilities[rows].gather(1, classes[:, None])[:, 0]
+        given, suggested = (one_hot(each, len(values)) for each in (targets[rows], classes))
     return [
         Suspect(
             task=task_ids[row],
@@ -135,9 +135,9 @@ def suspected_labels(
         )
         for row, of_given, of_suggested, confidence in zip(
             rows.tolist(),
-            given[rows].tolist(),
-            suggested[rows].tolist(),
-            confidences[rows].tolist(),
+            given.tolist(),
+            suggested.tolist(),
+            confidences.tolist(),
             strict=True,
         )
     ]

@@ -29,6 +29,11 @@ from backend.learning.uncertainty import (
 # With up to so many labels a choice, covering the pool teaches more than uncertainty does.
 _FEW_PER_CHOICE = 2
 
+# Probabilities that are looked at together: of thousands of choices those of a whole pool take
+# gigabytes, and each copy of them as many.
+_AT_ONCE = 10_000_000
+_SAMPLED_AT_ONCE = 5_000_000
+
 # Between two of the picked: more than a score is rounded by.
 _STEP = 2e-6
 
@@ -117,13 +122,20 @@ def by(measure: Measure) -> Callable[[Pool], Tensor]:
 
     """
 
-    def of_pool(pool: Pool) -> Tensor:
-        probabilities = pool.head.probabilities(pool.embeddings)
-        if pool.head.multiple:
+    def of_some(embeddings: Tensor, head: Head) -> Tensor:
+        probabilities = head.probabilities(embeddings)
+        if head.multiple:
             return least_certain_label(probabilities, measure).float()
         return measure(probabilities).float()
 
-    return of_pool
+    return lambda pool: _in_parts(of_some, pool, _AT_ONCE)
+
+
+def _in_parts(measure: Callable[[Tensor, Head], Tensor], pool: Pool, at_once: int) -> Tensor:
+    """Return what a measure says of a pool, looking at so many probabilities at a time."""
+    step = max(1, at_once // max(1, len(pool.head.weights)))
+    starts = range(0, max(1, len(pool.embeddings)), step)
+    return torch.cat([measure(pool.embeddings[i : i + step], pool.head) for i in starts])
 
 
 def random(pool: Pool) -> Tensor:
@@ -144,17 +156,16 @@ def bald(pool: Pool) -> Tensor:
     Preference Learning"; Gal, Islam and Ghahramani, 2017, "Deep Bayesian Active Learning with
     Image Data").
     """
-    samples = torch.stack(
-        [head.probabilities(pool.embeddings) for head in picking.dropped_out(pool.head)]
-    )
-    if pool.head.multiple:
-        return torch.stack(
-            [
-                mutual_information(torch.stack([choice, 1 - choice], dim=2))
-                for choice in samples.unbind(dim=2)
-            ]
-        ).amax(dim=0)
-    return mutual_information(samples)
+    return _in_parts(_disagreement, pool, _SAMPLED_AT_ONCE)
+
+
+def _disagreement(embeddings: Tensor, head: Head) -> Tensor:
+    samples = torch.stack([other.probabilities(embeddings) for other in picking.dropped_out(head)])
+    if not head.multiple:
+        return mutual_information(samples)
+    two_class = torch.stack([samples, 1 - samples], dim=3)
+    of_choices = mutual_information(two_class.flatten(1, 2))
+    return of_choices.reshape(samples.shape[1:]).amax(dim=1)
 
 
 def coreset(pool: Pool, uncertainties: Tensor) -> Tensor:  # noqa: ARG001

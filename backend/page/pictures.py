@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from backend.errors import TaskError
-from backend.labelstudio.config import Control, image_source
+from backend.labelstudio.config import Control
+from backend.labelstudio.task_data import image_source
 from backend.page.links import LabelStudioLinks
 from backend.store.tasks import Task
 

@@ -9,6 +9,7 @@ import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 
 from backend.errors import LabelingConfigError, ModelError
+from backend.labelstudio.choices import Choice, path_of
 from backend.labelstudio.config import LabelingConfig, parse_labeling_config
 from backend.portable.card import FORMAT, ModelCard
 from backend.prediction import fits
@@ -103,7 +105,27 @@ def read(folder: Path) -> tuple[ModelCard, Version, LabelingConfig]:
     )
     if not config.controls or not fits(version, config, version.encoder):
         raise _damaged(folder)
-    return card, version, config
+    return card, version, _without_task_data(config, heads)
+
+
+def _without_task_data(config: LabelingConfig, heads: Mapping[str, ControlHead]) -> LabelingConfig:
+    """Return a config of which each picture may be any choice that the heads know."""
+    return replace(
+        config,
+        controls=tuple(
+            control
+            if control.options is None
+            else replace(
+                control,
+                options=None,
+                choices=tuple(
+                    Choice(value, (value,), path_of(value) if control.kind == "taxonomy" else ())
+                    for value in heads[control.name].values
+                ),
+            )
+            for control in config.controls
+        ),
+    )
 
 
 def _damaged(folder: Path) -> ModelError:

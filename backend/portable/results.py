@@ -13,7 +13,8 @@ from urllib.parse import quote
 
 from backend.errors import ModelError
 from backend.labelstudio.config import LabelingConfig
-from backend.prediction import Prediction, Predictor, chosen_by
+from backend.prediction import Prediction, Predictor
+from backend.results import chosen_by
 from backend.store.tasks import Task
 from backend.store.versions import Version
 

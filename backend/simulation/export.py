@@ -15,7 +15,8 @@ import orjson
 
 from backend.errors import DatasetError
 from backend.labelstudio.annotations import labels_of
-from backend.labelstudio.config import Choice, Control
+from backend.labelstudio.choices import Choice, value_of
+from backend.labelstudio.config import Control
 from backend.simulation.sources import NOT_LOCAL, Picture, Source, Unreadable, is_remote
 
 # What a record of JSON-MIN has besides the task's data and the controls.
@@ -112,7 +113,8 @@ def _task(path: Path, number: int, record: Mapping[str, object]) -> _Task:
             f"{path}: task number {number} has no list of objects in `annotations`: export the "
             "project from Label Studio as JSON"
         )
-    return _Task(f"task {record.get('id', number)}", data, annotations)
+    flat = [_with_flat_paths(annotation) for annotation in annotations]
+    return _Task(f"task {record.get('id', number)}", data, flat)
 
 
 def _tasks_of_json_min(records: Sequence[Mapping[str, object]], key: str) -> list[_Task]:
@@ -122,7 +124,11 @@ def _tasks_of_json_min(records: Sequence[Mapping[str, object]], key: str) -> lis
         task_id = record.get("id")
         by_task[task_id if isinstance(task_id, int) else f"number {number}"].append(record)
     return [
-        _Task(f"task {name}", of_task[0], [{"result": _result(one, key)} for one in of_task])
+        _Task(
+            f"task {name}",
+            of_task[0],
+            [_with_flat_paths({"result": _result(one, key)}) for one in of_task],
+        )
         for name, of_task in by_task.items()
     ]
 
@@ -134,9 +140,35 @@ def _result(record: Mapping[str, object], key: str) -> list[dict[str, object]]:
             continue
         # One choice is written as text, several as an object.
         value = {"choices": [value]} if isinstance(value, str) else value
-        if isinstance(value, dict) and "choices" in value:
-            result.append({"from_name": name, "type": "choices", "value": value})
+        # What is chosen of a taxonomy stands in a list.
+        kind = "taxonomy" if isinstance(value, list) else "choices"
+        for each in value if isinstance(value, list) else [value]:
+            if isinstance(each, dict) and kind in each:
+                result.append({"from_name": name, "type": kind, "value": each})
     return result
+
+
+def _with_flat_paths(annotation: Mapping[str, object]) -> Mapping[str, object]:
+    """Return an annotation whose paths of a taxonomy are choices, called by their steps."""
+    result = annotation.get("result")
+    if not isinstance(result, list):
+        return annotation
+    return {**annotation, "result": [_with_flat_path(item) for item in result]}
+
+
+def _with_flat_path(item: object) -> object:
+    if not isinstance(item, dict) or item.get("type") != "taxonomy":
+        return item
+    value = item.get("value")
+    paths = value.get("taxonomy") if isinstance(value, dict) else None
+    if not isinstance(paths, list):
+        return item
+    choices = [
+        value_of(path, ())
+        for path in paths
+        if isinstance(path, list) and path and all(isinstance(step, str) for step in path)
+    ]
+    return {**item, "type": "choices", "value": {"choices": choices}}
 
 
 def _image_key(path: Path, rows: Iterable[Mapping[str, object]], wanted: str | None) -> str:
@@ -177,7 +209,7 @@ def _control(path: Path, tasks: Iterable[_Task], key: str, wanted: str | None) -
     if wanted is not None and wanted not in choices:
         raise DatasetError(f"--control: {path} has no choices of {wanted!r}; there are {names}")
     if not choices:
-        raise DatasetError(f"{path} has no annotation of a <Choices> control")
+        raise DatasetError(f"{path} has no annotation of a <Choices> or <Taxonomy> control")
     if wanted is None and len(choices) > 1:
         raise DatasetError(f"{path}: name one control with --control; there are {names}")
     name = wanted if wanted is not None else next(iter(choices))

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backend.labelstudio.agreement import Agreement, agreement_of, krippendorff_alpha
-from backend.labelstudio.config import Choice, Control
+from backend.labelstudio.choices import Choice
+from backend.labelstudio.config import Control
 
 Annotation = Mapping[str, object]
 

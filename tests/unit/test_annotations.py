@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backend.labelstudio.annotations import Labels, labels_of
-from backend.labelstudio.config import Choice, Control
+from backend.labelstudio.choices import Choice
+from backend.labelstudio.config import Control
 
 Annotation = Mapping[str, object]
 

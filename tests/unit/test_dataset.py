@@ -656,6 +656,36 @@ def test_json_min_has_a_record_an_annotation(tmp_path: Path) -> None:
     assert (source.several, source.unlabelled) == (1, 1)
 
 
+def test_paths_of_a_taxonomy_are_labels_in_both_exports(tmp_path: Path) -> None:
+    def chosen(*paths: list[str]) -> dict[str, object]:
+        return item() | {"type": "taxonomy", "value": {"taxonomy": [*paths]}}
+
+    for name in ("1.png", "2.png", "3.png"):
+        write(tmp_path / name)
+    coat, red = ["Clothes", "Coat"], ["Cars", "Red"]
+
+    of_json = exported(
+        tmp_path,
+        [
+            task("1.png", annotation(chosen(coat))),
+            task("2.png", annotation(chosen(red))),
+            task("3.png", annotation(chosen(coat, red))),
+        ],
+    )
+    of_json_min = exported(
+        tmp_path,
+        [
+            {"id": 1, "image": "1.png", "kind": [{"taxonomy": [coat]}]},
+            {"id": 2, "image": "2.png", "kind": [{"taxonomy": [red]}]},
+            {"id": 3, "image": "3.png", "kind": [{"taxonomy": [coat, red]}]},
+        ],
+    )
+
+    for source in (of_json, of_json_min):
+        assert pairs(source, tmp_path) == [("1.png", "Clothes / Coat"), ("2.png", "Cars / Red")]
+        assert source.several == 1
+
+
 def test_in_json_min_text_of_the_task_may_be_a_control_so_it_is_asked(tmp_path: Path) -> None:
     write(tmp_path / "1.png")
     records = [{"id": 1, "image": "1.png", "caption": "in a garden", "kind": "cat"}]
