@@ -155,13 +155,19 @@ document.addEventListener("htmx:beforeSwap", (event) => {
     return;
   }
   lastAnswer.set(panel, xhr.responseText);
+  panel.hadFocus = panel.contains(document.activeElement);
   panel.opened = [...panel.querySelectorAll("details[open]")].map((details) => details.id);
   drop(panel);
 });
 
 document.addEventListener("htmx:afterSwap", (event) => {
-  for (const id of panelOf(event)?.opened ?? []) {
+  const panel = panelOf(event);
+  for (const id of panel?.opened ?? []) {
     document.getElementById(id)?.setAttribute("open", "");
+  }
+  // Where the button is gone that was pressed, the keyboard goes on from its panel.
+  if (panel?.hadFocus && document.activeElement === document.body) {
+    panel.focus();
   }
   charts(event.target).forEach(draw);
   tellTimes(event.target);
