@@ -16,9 +16,7 @@ from gunicorn.glogging import Logger as GunicornLogger
 from backend import assembly
 from backend.api.routes import ApiServices, create_app
 from backend.clip.background import BackgroundEncoder
-from backend.doctor import findings
 from backend.embedding import Embedder
-from backend.jobs.queue import JobQueue
 from backend.labelstudio.client import LabelStudio
 from backend.logs import configure_logging
 from backend.page.blueprint import create_blueprint
@@ -32,6 +30,8 @@ from backend.telemetry import trace_requests
 
 if TYPE_CHECKING:
     from backend.clip.encoder import Encoder
+    from backend.doctor import Finding
+    from backend.jobs.queue import JobQueue
 
 _SERVICE = "clip-backend-api"
 
@@ -55,8 +55,7 @@ def create(settings: Settings | None = None) -> Flask:
     client = assembly.label_studio(settings) if configured else None
     encoder = BackgroundEncoder(lambda: _load_encoder(settings))
     store = Store.open(settings.database)
-    # An API that nobody scrapes or looks at needs no Redis.
-    queue = cache(lambda: JobQueue(settings.redis))
+    queue = _job_queue(settings.redis)
     services = ApiServices(
         settings=settings,
         store=store,
@@ -91,9 +90,7 @@ def _page_services(
         queue=queue,
         learning=settings.learning,
         embedder=embedder,
-        findings=Findings(
-            lambda project_id: list(findings(settings, [project_id], sends_webhook=False))
-        ),
+        findings=Findings(lambda project_id: _look_at_links(settings, project_id)),
         public_url=settings.public_url,
         client=client,
     )
@@ -104,6 +101,23 @@ def _page_services(
         emails=_remember(client.emails, patience=_WAIT_FOR_NAMES),
         titles=_remember(client.titles, patience=0.0),
     )
+
+
+def _look_at_links(settings: Settings, project_id: int) -> list[Finding]:
+    from backend.doctor import findings
+
+    return list(findings(settings, [project_id], sends_webhook=False))
+
+
+def _job_queue(redis: str) -> Callable[[], JobQueue]:
+    @cache
+    def queue() -> JobQueue:
+        # An API that nobody scrapes or looks at needs no Redis.
+        from backend.jobs.queue import JobQueue
+
+        return JobQueue(redis)
+
+    return queue
 
 
 def _remember(

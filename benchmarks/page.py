@@ -23,10 +23,22 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
+import torch
 from playwright.sync_api import Browser, sync_playwright
 
 from backend.demo.processes import free_port
+from backend.learning.confusion import confusion
 from backend.store import Store
+from backend.store.contents import (
+    EmbeddingMap,
+    MapColours,
+    QueuedTask,
+    confusions_to_bytes,
+    map_to_bytes,
+    queue_to_bytes,
+)
+from backend.store.findings import Finding
 from backend.store.tasks import StoredTask
 from backend.store.versions import Version
 
@@ -36,7 +48,22 @@ PAINTS = 5
 GOAL = 1.0
 
 # Those that ask the database alone.
-PANELS = ("overview", "jobs", "acceptance", "class_balance", "versions", "agreement")
+PANELS = (
+    *("overview", "jobs", "acceptance", "class_balance", "versions", "agreement"),
+    *("learning_curve", "uncertain", "confusion", "suspects", "map"),
+)
+CONTROLS = ("colour", "shape", "material")
+CHOICES = tuple(f"choice {number}" for number in range(100))
+CONFIG = (
+    '<View><Image name="image" value="$image"/>'
+    + "".join(
+        f'<Choices name="{control}" toName="image">'
+        + "".join(f'<Choice value="{choice}"/>' for choice in CHOICES)
+        + "</Choices>"
+        for control in CONTROLS
+    )
+    + "</View>"
+)
 
 
 def main() -> None:
@@ -54,9 +81,10 @@ def main() -> None:
 def fill(folder: Path, tasks: int) -> None:
     """Make a project with half of its open tasks predicted and some dozens of versions."""
     store = Store.open(f"sqlite:///{folder / 'clip-backend.sqlite3'}")
-    store.projects.set_up(PROJECT, label_config="<View/>", extra_params={})
-    for _ in range(30):
-        version = store.versions.publish(a_version())
+    store.projects.set_up(PROJECT, label_config=CONFIG, extra_params={})
+    for number in range(30):
+        version = store.versions.publish(a_version(100 * 1.2**number))
+    store.findings.keep(PROJECT, version.name, findings(tasks))
     pages = (
         [
             StoredTask(number, {"image": f"/data/upload/7/{number}.jpg"}, open=number % 5 > 0)
@@ -69,17 +97,44 @@ def fill(folder: Path, tasks: int) -> None:
     store.close()
 
 
-def a_version() -> Version:
+def findings(tasks: int) -> dict[Finding, bytes]:
+    """Return what is found out of 10,000 labels and as many tasks as a map has."""
+    drawn = np.random.default_rng(0)
+    given = torch.from_numpy(drawn.integers(0, len(CHOICES), 10_000))
+    probabilities = torch.from_numpy(drawn.dirichlet(np.full(len(CHOICES), 0.1), 10_000))
+    confused = confusion(probabilities, given, [*range(1, 10_001)], CHOICES, multiple=False)
+    likeliest = {control: [(CHOICES[3], 0.4), (CHOICES[5], 0.3)] for control in CONTROLS}
+    shown = min(tasks, 20_000)
+    choice = drawn.integers(0, len(CHOICES), shown).astype(np.int32)
+    drawn_map = EmbeddingMap(
+        source="tiny",
+        rounds=4,
+        done=True,
+        tasks=tasks,
+        ids=np.arange(1, shown + 1, dtype=np.int64),
+        places=drawn.normal(size=(shown, 2)).astype(np.float32),
+        uncertainties=drawn.uniform(size=shown).astype(np.float32),
+        colours=dict.fromkeys(CONTROLS, MapColours(CHOICES, choice, choice)),
+    )
+    return {
+        Finding.CONFUSION: confusions_to_bytes(dict.fromkeys(CONTROLS, confused)),
+        Finding.QUEUE: queue_to_bytes([QueuedTask(n, 0.1, likeliest) for n in range(1, 201)]),
+        Finding.MAP: map_to_bytes(drawn_map),
+    }
+
+
+def a_version(labels: float) -> Version:
     drawn = random.Random(0)
-    choices = [f"choice {number}" for number in range(100)]
     suspects = [
-        {"task": number, "given": [choices[1]], "suggested": [choices[2]], "confidence": 0.9}
+        {"task": number, "given": [CHOICES[1]], "suggested": [CHOICES[2]], "confidence": 0.9}
         for number in range(1000)
     ]
+    accuracy = 0.95 - 2 * labels**-0.6
     of_control: dict[str, Any] = {
-        "labels": 20_000,
-        "per_choice": {choice: drawn.randrange(400) for choice in choices},
-        "out_of_fold": {"top1": 0.9},
+        "labels": round(labels),
+        "per_choice": {choice: drawn.randrange(400) for choice in CHOICES},
+        "out_of_fold": {"top1": accuracy - 0.05},
+        "pool_accuracy": {"value": accuracy, "low": accuracy - 0.03, "high": accuracy + 0.03},
         "acceptance": {"shown": 5000, "kept": 4000, "until": 1},
         "suspects": suspects,
         "agreement": {
@@ -92,7 +147,7 @@ def a_version() -> Version:
             ],
         },
     }
-    report = dict.fromkeys(("colour", "shape", "material"), of_control)
+    report = dict.fromkeys(CONTROLS, of_control)
     return Version(PROJECT, 0, "0" * 64, "tiny", "margin", "confidence", {}, 20_000, report)
 
 
@@ -134,6 +189,7 @@ def measure_requests(url: str) -> None:
         "page": f"/projects/{PROJECT}",
         "list": "/projects",
         **{f"panel {name}": f"/projects/{PROJECT}/panels/{name}" for name in PANELS},
+        "points of the map": f"/projects/{PROJECT}/map?colour=0",
     }
     seconds: dict[str, list[float]] = {name: [] for name in paths}
     with httpx.Client(base_url=url, timeout=60) as client:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from flask import Blueprint, Response, redirect, render_template, request, url_for
 from flask.typing import ResponseReturnValue
 
-from backend import versions
 from backend.errors import NotFoundError, RequestError, SettingsError, TooLargeError
 from backend.page import answers
 from backend.page.insight import add_insight
@@ -100,6 +99,9 @@ def create_blueprint(services: PageServices) -> Blueprint:
 
     @page.post(f"{_PROJECT}/use")
     def use(project_id: int) -> ResponseReturnValue:
+        # With the job queue, which an API that only answers Label Studio does not need.
+        from backend import versions
+
         view = _view(project_id)
         try:
             name = versions.use(

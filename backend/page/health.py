@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from backend.doctor import Finding
 from backend.page.remembered import Remembered
 from backend.page.services import ProjectView
+
+if TYPE_CHECKING:
+    from backend.doctor import Finding
 
 _SECONDS = 30.0
 _PATIENCE = 2.0

@@ -143,7 +143,7 @@ def _option(points: Sequence[_Point], expected: Sequence[Any]) -> dict[str, Any]
     }
     names = [_ESTIMATE, _OUT_OF_FOLD, *([_AHEAD] if ahead else [])]
     return {
-        "grid": {"left": 8, "right": 24, "top": 40, "bottom": 32, "containLabel": True},
+        "grid": {"left": 8, "right": 24, "top": 56, "bottom": 32, "containLabel": True},
         "legend": {"data": names, "top": 0},
         "tooltip": {"trigger": "item"},
         "xAxis": {

@@ -5,13 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from backend.doctor import Finding
-from backend.embedding import Embedder
 from backend.errors import LabelingConfigError, LabelStudioError
-from backend.jobs.queue import JobQueue
-from backend.labelstudio.client import LabelStudio
 from backend.labelstudio.config import Control, LabelingConfig, parse_labeling_config
 from backend.page.links import LabelStudioLinks
 from backend.settings import LearningSettings
@@ -19,17 +15,22 @@ from backend.store import Store
 from backend.store.projects import Project
 from backend.store.versions import Summary
 
+if TYPE_CHECKING:
+    from backend.doctor import Finding
+    from backend.embedding import Embedder
+    from backend.jobs.queue import JobQueue
+    from backend.labelstudio.client import LabelStudio
+
 
 @dataclass(frozen=True)
 class PageServices:
     """The parts that all panels share.
 
     `learning` is what a project without extra params gets; `embedder` raises EncoderError while
-    CLIP is being loaded.
-    `public_url` is where browsers find the page, if that was said; `client` talks to Label Studio,
-    None where it is not configured. `findings`, `emails` and `titles` are what other servers said
-    lately, and None where they have not said anything yet: a project's links, the annotators'
-    emails, the projects' titles.
+    CLIP is being loaded; `public_url` is where browsers find the page, if that was said; `client`
+    talks to Label Studio, None where it is not configured. `findings`, `emails` and `titles` are
+    what other servers said lately, and None where they have not said anything yet: a project's
+    links, the annotators' emails, the projects' titles.
     """
 
     store: Store

@@ -55,7 +55,9 @@ def suspects(view: ProjectView) -> list[ControlSuspects]:
                     suspect["given"],
                     suspect["suggested"],
                     suspect["confidence"],
-                    picture_of(tasks[suspect["task"]], controls.get(control), links),
+                    picture_of(
+                        tasks[suspect["task"]], controls.get(control, view.first_control), links
+                    ),
                     links.task(project_id, suspect["task"]),
                 )
                 for suspect in shown.get(control, ())

@@ -3,41 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from backend.page.services import ProjectView
-from backend.store.versions import Summary
+from backend.store.standings import Standing
 
-# The newest ones; what a report says of labels makes older ones costly to list.
 MOST = 20
-
-
-@dataclass(frozen=True)
-class ControlStanding:
-    """What a version knows of one control; `accuracy` is out of fold."""
-
-    control: str
-    labels: int | None
-    accuracy: float | None
-
-
-@dataclass(frozen=True)
-class ListedVersion:
-    """One stored version; `created_at` is Unix time."""
-
-    name: str
-    created_at: float
-    in_use: bool
-    controls: list[ControlStanding]
 
 
 @dataclass(frozen=True)
 class ListedVersions:
     """The newest versions; `pinned` is the one that is used whatever is trained."""
 
-    versions: list[ListedVersion]
+    versions: list[Standing]
+    active: str | None
     pinned: str | None
-    latest: str | None
+
+    @property
+    def latest(self) -> str | None:
+        """The version of the last training."""
+        return self.versions[0].name if self.versions else None
 
     @property
     def are_all(self) -> bool:
@@ -48,19 +32,6 @@ class ListedVersions:
 def versions(view: ProjectView) -> ListedVersions:
     """Return a project's newest versions."""
     project = view.project
-    summaries = view.store.versions.summaries(project.id, limit=MOST)
     return ListedVersions(
-        [_listed(each, project.model_version) for each in summaries],
-        pinned=project.pinned,
-        latest=summaries[0].name if summaries else None,
+        view.store.standings.newest(project.id, MOST), project.model_version, project.pinned
     )
-
-
-def _listed(summary: Summary, active: str | None) -> ListedVersion:
-    controls = [_standing(control, report) for control, report in summary.report.items()]
-    return ListedVersion(summary.name, summary.created_at, summary.name == active, controls)
-
-
-def _standing(control: str, report: dict[str, Any]) -> ControlStanding:
-    out_of_fold = report.get("out_of_fold") or {}
-    return ControlStanding(control, report.get("labels"), out_of_fold.get("top1"))

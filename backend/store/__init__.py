@@ -10,6 +10,7 @@ from backend.store.history import History
 from backend.store.projects import Projects
 from backend.store.requests import Requests
 from backend.store.schema import Database
+from backend.store.standings import Standings
 from backend.store.tasks import Tasks
 from backend.store.usage import Usage
 from backend.store.versions import Versions
@@ -27,6 +28,7 @@ class Store:
     versions: Versions
     history: History
     findings: Findings
+    standings: Standings
     requests: Requests
     usage: Usage
     webhooks: Webhooks
@@ -44,6 +46,7 @@ class Store:
             Versions(database),
             History(database),
             Findings(database),
+            Standings(database),
             requests,
             Usage(database),
             Webhooks(database, projects, requests),

@@ -104,11 +104,13 @@ def _to_json(report: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _figures(report: Mapping[str, Any]) -> Figures:
-    pool, acceptance = report.get("pool_accuracy"), report.get("acceptance") or {}
+    pool, acceptance = report.get("pool_accuracy") or {}, report.get("acceptance") or {}
+    interval = tuple(pool[name] for name in ("value", "low", "high") if name in pool)
     return Figures(
         labels=report.get("labels"),
         accuracy=(report.get("out_of_fold") or {}).get("top1"),
-        pool_accuracy=(pool["value"], pool["low"], pool["high"]) if pool else None,
+        # Whole, or not at all: no figure of the page is worth a version that cannot be published.
+        pool_accuracy=interval if len(interval) == 3 else None,
         shown=acceptance.get("shown"),
         kept=acceptance.get("kept"),
     )

@@ -171,13 +171,12 @@ class Versions:
             row = connection.execute(query).one_or_none()
         return None if row is None else _from_row(row)
 
-    def summaries(self, project_id: int, *, limit: int = KEPT + 1) -> list[Summary]:
-        """Return what is known of the stored versions, newest first; by default of all."""
+    def summaries(self, project_id: int) -> list[Summary]:
+        """Return what is known of each stored version, newest first."""
         query = (
             sa.select(*_SUMMARY)
             .where(versions.c.project_id == project_id)
             .order_by(versions.c.number.desc())
-            .limit(limit)
         )
         with self._database.read() as connection:
             return [Summary(*row) for row in connection.execute(query)]

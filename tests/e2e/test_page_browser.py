@@ -219,7 +219,7 @@ def test_each_button_can_be_pressed_twice(
     open_page: OpenPage, served: Served, heard: Heard
 ) -> None:
     page = open_page()
-    newest, older = (each.name for each in served.store.versions.summaries(PROJECT))
+    newest, older = (each.name for each in served.store.standings.newest(PROJECT, 2))
 
     for name in ("Train now", "Refresh"):
         page.get_by_role("button", name=name).dblclick()

@@ -12,7 +12,6 @@ import pytest
 import torch
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
-from tests.e2e.browser import chromium
 from werkzeug.serving import make_server
 
 from backend import wsgi
@@ -30,6 +29,7 @@ from backend.store.contents import (
 )
 from backend.store.findings import Finding
 from backend.store.tasks import StoredTask
+from tests.e2e.browser import chromium
 from tests.e2e.parts import PATIENCE, LabelledProject, RunningBackend, assert_settled, wait_for
 from tests.integration.page_parts import HOSTILE_NAMES, PROJECT, publish
 

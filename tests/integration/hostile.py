@@ -487,3 +487,58 @@ def requests_to(path: str) -> st.SearchStrategy[Hostile]:
 
 
 PATHS = (*BODIES, "/report")
+
+
+# The page
+
+_project_paths = st.sampled_from(
+    [*["7"] * 20, "8", "0", "-1", "٧", "7.0", "7 ", "07", _DIGITS, "2147483647", "2147483648", "\0"]
+)
+_verbs = st.sampled_from([*["use", "train", "refresh"] * 5, "", "panels/jobs", "usé", "use/", "x"])
+_versions = st.one_of(
+    st.sampled_from(["latest", "1", "0", "-1", "", "clip-backend-1-00000000", _DIGITS, "\0", "١"]),
+    st.text(max_size=40),
+)
+_form_names = st.sampled_from([*["version"] * 10, "", "version[]", "\0", "project_id"])
+_forms = st.lists(st.tuples(_form_names, _versions), max_size=3).map(
+    lambda fields: "&".join(
+        f"{quote(name, errors='replace')}={quote(value, errors='replace')}"
+        for name, value in fields
+    )
+)
+_FORM = {"CONTENT_TYPE": "application/x-www-form-urlencoded"}
+_SAME_ORIGIN = {"HTTP_SEC_FETCH_SITE": "same-origin"}
+_browsers = st.sampled_from(
+    [
+        *[_SAME_ORIGIN] * 20,
+        _SAME_ORIGIN | {"HTTP_HX_REQUEST": "true"},
+        _SAME_ORIGIN | {"HTTP_ACCEPT": "text/html"},
+        _SAME_ORIGIN | {"HTTP_ACCEPT": "\xff;q=x, */*;q=9"},
+        {"HTTP_SEC_FETCH_SITE": "\xff"},
+        {"HTTP_ORIGIN": "http://backend:9090"},
+        {"HTTP_ORIGIN": "http://[::1"},
+        {"HTTP_ORIGIN": "http://" + "a" * 8000},
+        {"HTTP_ORIGIN": "\xff"},
+        {},
+    ]
+)
+
+
+def requests_to_the_page() -> st.SearchStrategy[Hostile]:
+    """Return hostile requests to the forms of the page."""
+    return st.builds(
+        lambda project, verb, form, wrap, browser, environ, has_length: Hostile(
+            # As a server hands a path on: its bytes, each as a character.
+            f"/projects/{project}/{verb}".encode().decode("latin-1"),
+            wrap(form),
+            environ=_FORM | browser | environ,
+            has_length=has_length,
+        ),
+        _project_paths,
+        _verbs,
+        _forms,
+        _wrapped,
+        _browsers,
+        _environs,
+        st.sampled_from([*[True] * 9, False]),
+    )

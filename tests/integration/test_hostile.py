@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from backend.api import load
 from backend.logs import configure_logging
 from backend.store import Store
-from tests.integration import hostile
+from tests.integration import hostile, page_parts
 from tests.integration.conftest import StartApp
 from tests.integration.hostile import CONFIG, RED, Answer, Expected, Hostile, choices, send
+from tests.integration.page_parts import publish, with_page
 
 thorough = settings(
     max_examples=300,
@@ -55,6 +56,31 @@ def test_a_hostile_request_is_answered_as_described_and_changes_no_prediction(
         expected.check_prediction()
 
     check()
+
+
+@pytest.mark.parametrize("database_url", ["sqlite", "postgresql"], indirect=True)
+def test_a_hostile_form_is_refused_or_done_and_never_a_server_s_error(
+    app: Flask, store: Store
+) -> None:
+    client = with_page(app, store)
+    for _ in range(2):
+        publish(store, {}, labels=("red", "green"))
+    seen = set()
+
+    @thorough
+    @given(hostile.requests_to_the_page())
+    def check(request: Hostile) -> None:
+        answer = send(client.application, request)
+        seen.add(answer.status)
+        assert answer.status < 500, answer
+        assert answer.reason.isascii()
+        project = store.projects.get(page_parts.PROJECT)
+        assert project is not None
+        assert project.model_version in store.versions.names(project.id)
+
+    check()
+
+    assert seen >= {303, 403, 404, 413}
 
 
 @pytest.mark.parametrize("path", ["/predict", "/setup", "/webhook"])

@@ -8,6 +8,7 @@ import torch
 
 from backend.learning.head import Head
 from backend.store import Store
+from backend.store.standings import ControlStanding
 from backend.store.versions import KEPT, ControlHead, Version, is_ours
 
 PROJECT = 7
@@ -175,6 +176,38 @@ def test_old_versions_are_dropped(store: Store) -> None:
     assert len(names) == KEPT
     assert names[0].startswith(f"clip-backend-{KEPT + 3}-")
     assert names[-1].startswith("clip-backend-4-")
+
+
+def test_the_newest_versions_are_told_by_what_they_know_of_each_control(store: Store) -> None:
+    store.projects.set_up(PROJECT)
+    known = {"labels": 12, "out_of_fold": {"top1": 0.75}, "suspects": [{"task": 1}]}
+    reports: list[dict[str, Any]] = [{}, {"kind": {}}, {"b": known, "a": {"labels": 3}}]
+    published = [store.versions.publish(version(report=report)) for report in reports]
+
+    newest = store.standings.newest(PROJECT, 2)
+
+    assert [each.name for each in newest] == [published[2].name, published[1].name]
+    assert [each.controls for each in store.standings.newest(PROJECT, 9)] == [
+        (ControlStanding("b", 12, 0.75), ControlStanding("a", 3, None)),
+        (ControlStanding("kind", None, None),),
+        (),
+    ]
+    assert store.standings.newest(PROJECT + 1, 9) == []
+
+
+def test_the_active_and_the_latest_version_are_summed_up_without_their_heads(store: Store) -> None:
+    store.projects.set_up(PROJECT)
+    assert store.versions.active_summary(PROJECT) is None
+    assert store.versions.latest_summary(PROJECT) is None
+    first, second = (store.versions.publish(version(annotations=n)) for n in (1, 2))
+
+    store.versions.pin(PROJECT, first.name)
+
+    active, latest = store.versions.active_summary(PROJECT), store.versions.latest_summary(PROJECT)
+    assert active is not None
+    assert latest is not None
+    assert (active.name, active.annotations) == (first.name, 1)
+    assert (latest.name, latest.report) == (second.name, second.report)
 
 
 def test_forgetting_drops_a_project_s_versions_alone(store: Store) -> None:
