@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from backend.embedding import Embedder
 from backend.errors import LabelingConfigError, LabelStudioError
 from backend.labelstudio.config import Control, LabelingConfig, parse_labeling_config
 from backend.page.links import LabelStudioLinks
@@ -18,6 +17,7 @@ from backend.store.versions import Summary
 
 if TYPE_CHECKING:
     from backend.doctor import Finding
+    from backend.embedding import Embedder
     from backend.jobs.queue import JobQueue
     from backend.labelstudio.client import LabelStudio
 
@@ -27,11 +27,10 @@ class PageServices:
     """The parts that all panels share.
 
     `learning` is what a project without extra params gets; `embedder` raises EncoderError while
-    CLIP is being loaded.
-    `public_url` is where browsers find the page, if that was said; `client` talks to Label Studio,
-    None where it is not configured. `findings`, `emails` and `titles` are what other servers said
-    lately, and None where they have not said anything yet: a project's links, the annotators'
-    emails, the projects' titles.
+    CLIP is being loaded; `public_url` is where browsers find the page, if that was said; `client`
+    talks to Label Studio, None where it is not configured. `findings`, `emails` and `titles` are
+    what other servers said lately, and None where they have not said anything yet: a project's
+    links, the annotators' emails, the projects' titles.
     """
 
     store: Store
