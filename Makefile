@@ -8,7 +8,7 @@ LABEL_STUDIO_ML := .label-studio-ml
 # Passed to pip as they are, such as PIP_ARGS="--index-url ..." to choose a build of torch.
 PIP_ARGS ?=
 BENCHMARKS := start webhook_latency page scoring training store growth workers load predict \
-	reordering
+	reordering clusters
 DEMO_ARGS := $(if $(AUTO),--auto)
 
 .PHONY: help install demo test test-unit lint docs screenshots fuzz format bench \
@@ -105,6 +105,7 @@ bench: $(VENV)/.installed $(LABEL_STUDIO)/.installed
 bench-learning: $(VENV)/.installed-benchmark
 	@echo "==> benchmarks/learning (hours; it goes on where it was stopped)"
 	@$(BIN)/python benchmarks/learning/run.py --report docs/learning.md
+	@$(BIN)/python benchmarks/learning/queue_rules.py --situations 2 --report docs/learning.md
 
 soak: $(VENV)/.installed $(LABEL_STUDIO)/.installed
 	@$(BIN)/python -m pytest tests/e2e/test_soak.py -s --soak-minutes 60

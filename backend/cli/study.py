@@ -85,6 +85,13 @@ def simulate(
     annotate_per_iteration: Annotated[
         int, typer.Option(min=1, help="Labels to ask for before the next training.")
     ] = 10,
+    annotators: Annotated[
+        int, typer.Option(min=1, help="People who label at once, each another picture.")
+    ] = 1,
+    refresh_delay: Annotated[
+        int,
+        typer.Option(min=0, help="Labels saved while a model is trained and the queue refreshed."),
+    ] = 0,
     validation: Annotated[
         float | None,
         typer.Option(help="Share to draw for validation; default: the set's own split, or 0.2."),
@@ -153,6 +160,8 @@ def simulate(
             runs=runs,
             iterations=iterations,
             seed=seed,
+            annotators=annotators,
+            refresh_delay=refresh_delay,
         ),
         classifier,
         active_learning=active_learning,

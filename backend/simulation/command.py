@@ -229,6 +229,8 @@ def _options(
         "initial-per-class": parameters.initial_per_class,
         "score-per-iteration": parameters.score_per_iteration,
         "annotate-per-iteration": parameters.annotate_per_iteration,
+        "annotators": parameters.annotators,
+        "refresh-delay": parameters.refresh_delay,
         "validation": parameters.validation,
         "runs": parameters.runs,
         "iterations": parameters.iterations,

@@ -1,5 +1,8 @@
 """Active learning on an already labelled set: its labels are hidden and asked for batch by batch.
 
+A queue in a strategy's order is emptied as Label Studio's is; one annotator who waits for each
+refresh labels just what the strategy asks for.
+
 All strategies of a run share its split, its first labels, the pictures that may be asked about in
 an iteration, and every seed, so that their differences are paired. Each draw has a generator of
 its own, seeded by (purpose, seed, run, iteration): what one strategy does changes no other's draws.
@@ -22,6 +25,7 @@ from backend.learning.evaluation import Evaluation, evaluate
 from backend.learning.strategies import STRATEGIES, Pool
 from backend.simulation.dataset import EmbeddedDataset, stratified_split
 from backend.simulation.learners import Indices, Learner, Model
+from backend.simulation.queue import Queue
 
 BASELINE = "random"
 
@@ -46,6 +50,10 @@ class Parameters:
         Size of the random part of the pool that is scored in an iteration; None is all of it.
     annotate_per_iteration : int
         Labels asked for in an iteration.
+    annotators : int
+        People who label at once, each served another picture of the queue.
+    refresh_delay : int
+        Labels that are saved while a model is trained and the queue refreshed with it.
     validation : float, optional
         Share of each class that is drawn for validation in each run; None is the data's own split,
         or `VALIDATION_SHARE` where it has none.
@@ -61,6 +69,8 @@ class Parameters:
     runs: int
     iterations: int
     seed: int
+    annotators: int = 1
+    refresh_delay: int = 0
 
     def check(self, known: Collection[str]) -> None:
         """Raise SettingsError where a strategy is not among the known or a number is no good."""
@@ -72,10 +82,12 @@ class Parameters:
         if self.validation is not None and not 0 < self.validation < 1:
             raise SettingsError("--validation: a share above 0 and below 1, such as 0.2")
         scored = self.score_per_iteration
-        if scored is not None and scored < self.annotate_per_iteration:
+        # An order is to last until the next one: what is on a page or labelled meanwhile is in it.
+        needed = self.annotate_per_iteration + self.refresh_delay + self.annotators - 1
+        if scored is not None and scored < needed:
             raise SettingsError(
                 f"--score-per-iteration: {scored} pictures cannot give "
-                f"{self.annotate_per_iteration} annotations: score more or annotate fewer"
+                f"{needed} annotations: score more or annotate fewer"
             )
 
 
@@ -121,6 +133,8 @@ class Experiment:
     parameters : Parameters
     strategies : mapping of name to a function of the pool
         What the names in `parameters` mean: uncertainties [N], the highest is asked about first.
+    new_queue : function of annotators and delay
+        Makes the queue that a run's annotators empty.
 
     Raises
     ------
@@ -135,6 +149,7 @@ class Experiment:
         learner: Learner,
         parameters: Parameters,
         strategies: Mapping[str, Callable[[Pool], Tensor]] = STRATEGIES,
+        new_queue: Callable[[int, int], Queue] = Queue,
     ) -> None:
         self.parameters = parameters
         self._labels = dataset.labels
@@ -144,6 +159,7 @@ class Experiment:
         self._learner = learner
         parameters.check(strategies)
         self._strategies = strategies
+        self._new_queue = new_queue
         for part, images in vars(self.split(0)).items():
             if len(images) == 0:
                 raise SettingsError(
@@ -195,14 +211,16 @@ class Experiment:
             labelled = self.initial(run)
         model, result = self._learn(name, run, 0, labelled, split)
         yield result
+        queue = self._new_queue(self.parameters.annotators, self.parameters.refresh_delay)
         for iteration in range(1, self.length(name, run)):
             started = time.perf_counter()
-            batch = self._query(name, run, iteration, model, labelled, split)
+            queue.refresh(self._order(name, run, iteration, model, labelled, split))
+            batch = queue.annotate(self.parameters.annotate_per_iteration)
             labelled = np.sort(np.concatenate([labelled, batch]))
             model, result = self._learn(name, run, iteration, labelled, split, started)
             yield result
 
-    def _query(
+    def _order(
         self, strategy: str, run: int, iteration: int, model: Model, labelled: Indices, split: Split
     ) -> Indices:
         # A place in line for every picture, whoever still has it in the pool: strategies then score
@@ -220,8 +238,8 @@ class Experiment:
             )
         )
         order = uncertainties.argsort(descending=True, stable=True).cpu().numpy()
-        batch: Indices = candidates[order[: self.parameters.annotate_per_iteration]]
-        return batch
+        in_order: Indices = candidates[order]
+        return in_order
 
     def _learn(
         self,

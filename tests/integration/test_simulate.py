@@ -163,6 +163,18 @@ def test_figures_and_summary_are_written_and_shown(digits: Path, begun: Path) ->
     assert "Against random" in outcome.stdout
 
 
+def test_annotators_do_not_wait_for_the_queue_to_be_refreshed(digits: Path, whole: Path) -> None:
+    simulate("--embeddings", digits, *SMALL, "--refresh-delay", 8, "--annotators", 3, "--out", "x")
+
+    rows, ideal = table(Path("x/results.csv")), table(whole / "results.csv")
+    counts = [row["n_annotations"] for row in rows]
+    assert counts == [row["n_annotations"] for row in ideal]
+    # The first order is in place when they begin; the second one is still to come.
+    same = [row == other for row, other in zip(rows, ideal, strict=True) if row["run"] == "0"]
+    assert same[:3] == [True, True, False]
+    assert "--annotators 3 --refresh-delay 8" in (Path("x") / "summary.md").read_text()
+
+
 def test_the_command_in_the_summary_gives_the_same_results(whole: Path) -> None:
     command = (whole / "summary.md").read_text().split("```bash\n")[1].split("\n```")[0]
 
@@ -218,6 +230,8 @@ def test_runs_iterations_and_strategies_can_be_added(digits: Path, whole: Path) 
         (("--seed", 1), "--seed was 0 in simulation and cannot become 1"),
         (("--runs", 1), "--runs was 2 in simulation and cannot become 1"),
         (("--validation", 0.3), "--validation was not given in simulation and cannot become 0.3"),
+        (("--annotators", 2), "--annotators was 1 in simulation and cannot become 2"),
+        (("--refresh-delay", 3), "--refresh-delay was 0 in simulation and cannot become 3"),
         (("--no-active-learning",), "--no-active-learning was"),
     ],
 )
@@ -388,6 +402,10 @@ def test_clip_can_be_finetuned_on_what_is_labelled(pictures: Path) -> None:
         (("--embeddings", "x.npz", "--strategy", "best"), "'best' is not known; known are "),
         (("--embeddings", "x.npz", "--validation", 0), "--validation: a share above 0"),
         (("--embeddings", "x.npz", "--score-per-iteration", 5), "--score-per-iteration: 5"),
+        (
+            ("--embeddings", "x.npz", "--score-per-iteration", 11, "--refresh-delay", 2),
+            "--score-per-iteration: 11 pictures cannot give 12",
+        ),
         (("--embeddings", "x.npz", "--finetune"), "--finetune needs pictures"),
         (("--embeddings", "x.npz", "--epochs", 5), "--epochs is for --finetune"),
     ],

@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +176,78 @@ def test_what_a_strategy_is_most_uncertain_of_is_asked_first() -> None:
     assert [each.n_classes_annotated for each in results] == [0, 1, 1, 1, 1]
 
 
+class Watched:
+    """A strategy that remembers what it was asked and what it answered, best first."""
+
+    def __init__(self, name: str) -> None:
+        self._strategy = STRATEGIES[name]
+        self.orders: list[list[str]] = []
+
+    def __call__(self, pool: Pool) -> Tensor:
+        uncertainties = self._strategy(pool)
+        ranks = uncertainties.argsort(descending=True, stable=True).tolist()
+        pictures = [key.split()[-1] for key in pool.keys]
+        self.orders.append([pictures[rank] for rank in ranks])
+        return uncertainties
+
+
+@pytest.mark.parametrize("name", ["auto", "margin"])
+def test_one_annotator_who_waits_for_each_refresh_labels_what_the_strategy_asks_for(
+    name: str,
+) -> None:
+    watched = Watched(name)
+
+    list(
+        experiment(
+            known={name: watched}, strategies=(name,), annotate_per_iteration=1, iterations=6
+        ).simulate(name, 0)
+    )
+
+    for before, after in pairwise(watched.orders):
+        assert set(before) - set(after) == {before[0]}
+
+
+def test_labels_that_come_during_a_refresh_are_those_that_the_model_before_asked_for() -> None:
+    watched = Watched("margin")
+
+    list(
+        experiment(known={"margin": watched}, strategies=("margin",), refresh_delay=5).simulate(
+            "margin", 0
+        )
+    )
+
+    first, second, third, fourth = watched.orders
+    assert set(first) - set(second) == set(first[:5])
+    # The second order is not there yet, and then the third one is not.
+    assert set(second) - set(third) == set(first[5:10])
+    left = [picture for picture in second if picture in third]
+    assert set(third) - set(fourth) == set(left[:5])
+
+
+def test_what_several_annotators_have_before_them_was_asked_for_by_an_older_model() -> None:
+    watched = Watched("margin")
+
+    list(
+        experiment(known={"margin": watched}, strategies=("margin",), annotators=3).simulate(
+            "margin", 0
+        )
+    )
+
+    first, second, third, _ = watched.orders
+    assert set(first) - set(second) == set(first[:5])
+    on_pages = first[5:7]
+    left = [picture for picture in second if picture not in on_pages]
+    assert set(second) - set(third) == {*on_pages, *left[:3]}
+
+
+def test_a_queue_that_several_empty_is_simulated_the_same_each_time() -> None:
+    first, again = (
+        figures(experiment(annotators=4, refresh_delay=3).simulate("auto", 1)) for _ in range(2)
+    )
+
+    assert first == again
+
+
 def test_who_does_not_care_gets_random_pictures_not_the_first_of_the_data() -> None:
     def indifferent(pool: Pool) -> Tensor:
         return torch.zeros(len(pool.keys))
@@ -300,6 +373,10 @@ def test_two_draws_of_chance_do_not_differ(tmp_path: Path) -> None:
         ({"strategies": ("best",)}, "--strategy: 'best' is not known; known are .*margin.*random"),
         ({"validation": 1.0}, "--validation: a share above 0 and below 1"),
         ({"score_per_iteration": 4}, "--score-per-iteration: 4 pictures cannot give 5"),
+        (
+            {"score_per_iteration": 9, "annotators": 3, "refresh_delay": 3},
+            "--score-per-iteration: 9 pictures cannot give 10",
+        ),
     ],
 )
 def test_a_wrong_parameter_is_named(changes: dict[str, Any], message: str) -> None:
