@@ -6,63 +6,23 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 
 from tests.integration.conftest import PATIENCE, data_uri, png, wait_until
+from tests.integration.fetching import Answer, Server, respond
 from tests.integration.hostile import CONFIG
 from tests.integration.test_supervisor import environment
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs fork and signals")
 
 SLOTS = 2
-
-
-class SlowPictures:
-    """A web server that holds every picture back until it is told to go on."""
-
-    def __init__(self) -> None:
-        self.asked = 0
-        self.go_on = threading.Event()
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                server.asked += 1
-                server.go_on.wait()
-                body = png("red")
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._thread = threading.Thread(target=self._http.serve_forever, args=(0.01,))
-        self._thread.start()
-        self.url = f"http://127.0.0.1:{self._http.server_port}"
-
-    def close(self) -> None:
-        self.go_on.set()
-        self._http.shutdown()
-        self._thread.join()
-        self._http.server_close()
-
-
-@pytest.fixture
-def slow_pictures() -> Iterator[SlowPictures]:
-    server = SlowPictures()
-    yield server
-    server.close()
 
 
 @pytest.fixture(scope="module")
@@ -103,8 +63,13 @@ def predict(port: int, image: str) -> httpx.Response:
 
 
 def test_while_all_slots_are_taken_one_more_is_refused_and_the_rest_goes_on(
-    port: int, slow_pictures: SlowPictures
+    port: int, serve: Callable[[Answer], Server], released: threading.Event
 ) -> None:
+    def answer_when_released(request: BaseHTTPRequestHandler) -> None:
+        released.wait()
+        respond(request, body=png("red"))
+
+    slow_pictures = serve(answer_when_released)
     url = f"http://127.0.0.1:{port}"
     with ThreadPoolExecutor(SLOTS + 3) as clients:
         asked = [
@@ -122,7 +87,7 @@ def test_while_all_slots_are_taken_one_more_is_refused_and_the_rest_goes_on(
             refused = [each.result() for each in asked if each.done()]
             taken = [each for each in asked if not each.done()]
         finally:
-            slow_pictures.go_on.set()
+            released.set()
         answers = [each.result() for each in taken]
 
     assert len(taken) == SLOTS
