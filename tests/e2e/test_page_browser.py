@@ -246,9 +246,16 @@ def test_a_button_works_with_the_keyboard_and_keeps_the_focus(
     page.keyboard.press("Enter")
 
     # Waiting for the database instead would keep this thread from letting the request through.
-    expect(page.locator("#said")).to_contain_text("A training is asked for")
+    expect(page.locator("#said")).not_to_be_empty()
     assert Kind.TRAIN in served.wanted()
-    expect(page.locator("#train")).to_be_enabled()
+    expect(page.locator("#train")).to_be_focused()
+
+    page.get_by_role("button", name="Use this one").focus()
+    page.keyboard.press("Enter")
+
+    # That button is gone.
+    expect(page.locator("#panel-versions")).to_contain_text("Pinned")
+    expect(page.locator("#panel-versions")).to_be_focused()
 
 
 def test_the_page_follows_what_happens_without_being_loaded_again(

@@ -30,6 +30,9 @@ def the_error(monkeypatch: pytest.MonkeyPatch, **environment: str) -> str:
         ("LABEL_STUDIO_URL", "http://[::1"),
         ("BACKEND_URL", "//backend:9090"),
         ("BACKEND_URL", "http://backend:9090"),
+        ("PUBLIC_URL", "clip.example.com"),
+        ("PUBLIC_URL", "https://example.com/clip"),
+        ("LABEL_STUDIO_PUBLIC_URL", "labels.example.com"),
         ("PRECISION", "int4"),
         ("LOG_LEVEL", "chatty"),
         ("LOG_FORMAT", "xml"),
@@ -73,6 +76,12 @@ def test_label_studio_sends_webhooks_to_localhost_addresses_and_names_with_a_dot
     monkeypatch.setenv("BACKEND_URL", f"http://{host}:9090")
 
     assert Settings.read().backend_url == f"http://{host}:9090"
+
+
+def test_browsers_may_know_a_host_without_a_dot(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PUBLIC_URL", "https://clip/")
+
+    assert Settings.read().public_url == "https://clip"
 
 
 def test_credentials_in_an_address_are_refused_and_not_repeated(

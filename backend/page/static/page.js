@@ -193,17 +193,23 @@ document.addEventListener("htmx:beforeSwap", (event) => {
     return;
   }
   lastAnswer.set(panel, xhr.responseText);
+  panel.hadFocus = panel.contains(document.activeElement);
   panel.opened = [...panel.querySelectorAll("details[open]")].map((details) => details.id);
   panel.chosen = [...panel.querySelectorAll("select[id]")].map(({ id, selectedIndex }) => [id, selectedIndex]);
   drop(panel);
 });
 
 document.addEventListener("htmx:afterSwap", (event) => {
-  for (const id of panelOf(event)?.opened ?? []) {
+  const panel = panelOf(event);
+  for (const id of panel?.opened ?? []) {
     document.getElementById(id)?.setAttribute("open", "");
   }
-  for (const [id, place] of panelOf(event)?.chosen ?? []) {
+  for (const [id, place] of panel?.chosen ?? []) {
     choose(document.getElementById(id), place);
+  }
+  // Where the button is gone that was pressed, the keyboard goes on from its panel.
+  if (panel?.hadFocus && document.activeElement === document.body) {
+    panel.focus();
   }
   charts(event.target).forEach(draw);
   tellTimes(event.target);
