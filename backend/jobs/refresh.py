@@ -106,10 +106,11 @@ def _push(services: Services, claim: Claim, version: Version, config: LabelingCo
         }
         _add(services, version, config, scores)
         if not pushed:
+            # First: a worker that dies after the switch leaves tasks that pages show.
+            store.tasks.mark_shown(project_id, ids[:HEAD].tolist(), SHOWN_FOR)
             _switch(services, version)
             # A sweep counted it when these predictions were not in yet.
             store.projects.note_surplus(project_id, version.name, {})
-            store.tasks.mark_shown(project_id, ids[:HEAD].tolist(), SHOWN_FOR)
             _note_head(services, version, config, queue)
         pushed += len(scores)
     if len(ids):

@@ -49,10 +49,14 @@ _PIDS = re.compile(r"started (\w+) pid=(\d+)")
 
 @dataclass
 class Outcome:
-    """What was done, what Label Studio or the backend refused, and memory by process, in MiB."""
+    """What was done, what Label Studio or the backend refused, and memory by process, in MiB.
+
+    `lost` are annotations that were refused of tasks that are still there.
+    """
 
     done: Counter[str] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
+    lost: int = 0
     memory: dict[str, list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
 
     def growth(self) -> dict[str, float]:
@@ -142,7 +146,7 @@ class Soak:
         shown = task["predictions"][0]["id"] if task["predictions"] else None
         # Somebody looks at the picture: predictions come and go meanwhile.
         self._stopped.wait(draw.uniform(0.0, 2.0))
-        self._call(
+        answer = self._call(
             "skipped" if skipped else "annotated",
             "POST",
             f"/api/tasks/{task['id']}/annotations/",
@@ -153,6 +157,9 @@ class Soak:
                 "lead_time": 1.0,
             },
         )
+        if answer is None and self._call("looked again", "GET", f"/api/tasks/{task['id']}/"):
+            # Nobody has deleted it meanwhile, with all that it had.
+            self.outcome.lost += 1
 
     def _change_an_annotation(self, draw: random.Random) -> None:
         annotated = [annotation for task in self._annotated() for annotation in task.annotations]

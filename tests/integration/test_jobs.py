@@ -952,6 +952,22 @@ def test_an_old_version_s_prediction_that_arrives_late_does_not_replace_the_acti
     assert label_studio.predicted() == label_studio.predicted(version.name)
 
 
+def test_tasks_are_known_to_be_shown_before_the_queue_serves_them(
+    services: Services, store: Store, label_studio: FakeLabelStudio
+) -> None:
+    ids = label_studio.add_tasks(*shades(3))
+    known: list[set[int]] = []
+
+    def look(method: str, path: str) -> None:
+        if method == "PATCH" and path == f"/api/projects/{PROJECT}":
+            known.append(store.tasks.shown(PROJECT, len(ids)))
+
+    label_studio.before = look
+    predicted_and_settled(store)
+
+    assert known[0] == {*ids}
+
+
 def test_an_older_prediction_stays_where_there_is_no_newer_one(
     services: Services, store: Store, label_studio: FakeLabelStudio
 ) -> None:
