@@ -102,9 +102,12 @@ def head_of(
         likeliest = {}
         for control, probabilities in zip(config.controls, scores.probabilities, strict=True):
             places = np.argsort(-probabilities[row], kind="stable")[:SHOWN_CHOICES]
+            values = version.heads[control.name].values
             likeliest[control.name] = [
-                (control.values[place], round(float(probabilities[row, place]), 4))
+                (values[place], round(float(probabilities[row, place]), 4))
                 for place in places.tolist()
+                # Choices that come with other tasks have none.
+                if probabilities[row, place] > 0
             ]
         task_id = first[index].id
         found.append(QueuedTask(task_id, round(1 - uncertainties[task_id], 4), likeliest))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from backend.embedding import Embedder
 from backend.labelstudio.annotations import labels_of, targets_of
 from backend.labelstudio.client import RemoteTask
 from backend.labelstudio.config import Control
-from backend.prediction import prompts_of, zero_shot_head
+from backend.prediction import learnable, prompts_of, zero_shot_head
 from backend.settings import LearningSettings
 from backend.store.tasks import Task
 
@@ -82,6 +83,7 @@ def prompt_effect(
     from backend.learning.paired import paired_difference
 
     labels = labels_of(control, {task.id: task.annotations for task in annotated}).values
+    control = learnable(control, frozenset(chain.from_iterable(labels.values())))
     tasks = [Task(task.id, task.data) for task in annotated if task.id in labels]
     ids, vectors = embedder.vectors_of(tasks, control, fetch=False)
     if not ids:

@@ -106,6 +106,7 @@ class _Demo:
         self._truth: dict[str, str] = {}
         self._project: AnnotatedProject
         self._backend: ChildProcess
+        self._url: str
 
     def start(self, pictures: int) -> None:
         """Start Label Studio with its project and the backend, and connect them."""
@@ -125,13 +126,13 @@ class _Demo:
             self._data / "backend.log",
         )
         self._started.callback(self._backend.stop)
-        url = f"http://127.0.0.1:{port}"
-        self._backend.start(lambda: _is_ready(url), _BACKEND_WITHIN)
+        self._url = f"http://127.0.0.1:{port}"
+        self._backend.start(lambda: _is_ready(self._url), _BACKEND_WITHIN)
         self._say("connecting the project")
         connected = subprocess.run(  # noqa: S603 — our own command line
             [
                 *(sys.executable, "-m", "backend.cli", "connect"),
-                *("--project", str(self._project.id), "--backend-url", url),
+                *("--project", str(self._project.id), "--backend-url", self._url),
             ],
             env=environment,
             preexec_fn=end_with_parent,
@@ -145,6 +146,8 @@ class _Demo:
         self._console.print(
             f"\n[bold]Open {project}[/]\n"
             f"log in as {self._server.email} with the password {self._server.password}\n\n"
+            f"What it has learnt is at {self._url}/projects/{self._project.id}:\n"
+            f"log in as {_USER} with the password {self._kept.get('password')}\n\n"
             '- The view "Most uncertain first" lists the pictures that the model knows least.\n'
             '- "Label All Tasks" serves them in that order, each with its prediction selected.\n'
             "- Submit a few: seconds later the model has learnt, and the queue is a new one.\n\n"

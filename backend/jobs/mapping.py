@@ -138,8 +138,8 @@ def _look_at(
         np.concatenate(uncertainties),
         {
             control.name: MapColours(
-                control.values,
-                _given(ids, control.values, labels.get(control.name)),
+                version.heads[control.name].values,
+                _given(ids, version.heads[control.name].values, labels.get(control.name)),
                 np.concatenate(predicted[control.name]),
             )
             for control in config.controls

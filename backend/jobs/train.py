@@ -129,8 +129,8 @@ def train(services: Services, claim: Claim) -> None:
                 ),
                 Finding.LABELS: labels_to_bytes(
                     {
-                        control.name: (control.values, labels[control.name])
-                        for control in config.controls
+                        name: (of_control.control.values, of_control.choices)
+                        for name, of_control in labelled.items()
                     }
                 ),
             },
@@ -222,7 +222,7 @@ class _Labelled:
         annotations = {task.id: task.annotations for task in annotated}
         self._labels: Labels = labels_of(control, annotations)
         labelled = frozenset(chain.from_iterable(self._labels.values.values()))
-        self._control = learnable(control, labelled)
+        self.control = learnable(control, labelled)
         self.people = {
             "agreement": agreement_of(control, annotations),
             "acceptance": acceptance_of(control, annotated, is_ours, before.get("acceptance")),
@@ -240,10 +240,10 @@ class _Labelled:
         from backend.learning.training import Trained, train
 
         encoder = self._predictor.encoder
-        zero_shot = zero_shot_head(encoder, self._control, learning)
+        zero_shot = zero_shot_head(encoder, self.control, learning)
         trained = Trained(zero_shot.head)
-        targets = targets_of(self._control, [self.choices[task_id] for task_id in self._ids])
-        ids, pool = self._predictor.embedder.vectors_of(sample, self._control, fetch=False)
+        targets = targets_of(self.control, [self.choices[task_id] for task_id in self._ids])
+        ids, pool = self._predictor.embedder.vectors_of(sample, self.control, fetch=False)
         pool = pool.to(encoder.device)
         if len(self._ids) >= learning.min_annotations:
             trained = train(
@@ -257,9 +257,9 @@ class _Labelled:
         if trained.evaluation is not None and trained.out_of_fold is not None:
             report["temperature"] = trained.temperature
             report["out_of_fold"] = asdict(trained.evaluation)
-            judged = trained.out_of_fold.cpu(), targets, self._ids, self._control.values
-            report["suspects"] = suspected_labels(*judged, multiple=self._control.multiple)
-            confused = confusion(*judged, multiple=self._control.multiple)
+            judged = trained.out_of_fold.cpu(), targets, self._ids, self.control.values
+            report["suspects"] = suspected_labels(*judged, multiple=self.control.multiple)
+            confused = confusion(*judged, multiple=self.control.multiple)
             open_ids = {task.id for task in sample if task.open}
             open_pool = pool[[row for row, task_id in enumerate(ids) if task_id in open_ids]]
             if len(open_pool):
@@ -268,11 +268,11 @@ class _Labelled:
 
     def _counts(self) -> dict[str, Any]:
         per_choice = Counter(chain.from_iterable(self.choices.values()))
-        if len(self._control.choices) <= LISTED:
-            per_choice = Counter({value: per_choice[value] for value in self._control.values})
+        if len(self.control.choices) <= LISTED:
+            per_choice = Counter({value: per_choice[value] for value in self.control.values})
         return {
             "labels": len(self._ids),
-            "choices": len(self._control.choices),
+            "choices": len(self.control.choices),
             "per_choice": per_choice,
             "ties": self._labels.ties,
             "unknown_choices": self._labels.unknown,

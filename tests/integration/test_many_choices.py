@@ -9,13 +9,16 @@ import pytest
 
 from backend.jobs.services import Services
 from backend.labelstudio.config import parse_labeling_config
+from backend.page.panels import BY_NAME
 from backend.portable.export import export
 from backend.portable.folder import read
+from backend.prompt_effect import prompt_effect
 from backend.store import Store
 from backend.store.requests import Kind
 from backend.store.tasks import Task
 from tests.integration.conftest import StartApp, data_uri
 from tests.integration.fake_label_studio import PROJECT, FakeLabelStudio
+from tests.integration.page_parts import with_page
 from tests.integration.test_jobs import MakeServices, do, do_all, make_services
 
 __all__ = ["make_services"]
@@ -133,6 +136,60 @@ def test_a_task_is_predicted_among_its_own_choices_and_new_ones_are_learnt(
     assert learnt is not None
     assert set(learnt.heads["colour"].values) == {"red", "o", "blue", "green", "teal"}
     assert learnt.report["colour"]["labels"] == 2
+
+
+@pytest.mark.parametrize("config", [TAXONOMY, BY_TASK], ids=["taxonomy", "choices of tasks"])
+def test_the_page_shows_paths_and_choices_that_come_with_tasks(
+    set_up: Any, store: Store, label_studio: FakeLabelStudio, start_app: StartApp, config: str
+) -> None:
+    services = set_up(config)
+    ids = []
+    for options in ([{"value": "red"}, {"value": "orange"}], [{"value": "blue"}]) * 6:
+        shade = 20 * len(ids)
+        ids += label_studio.add_tasks(data_uri((shade, 10, 250 - shade)), options=options)  # type: ignore[arg-type]
+    for task_id in ids[:8]:
+        if config == BY_TASK:
+            label_studio.annotate(task_id, "red" if task_id % 2 else "blue")
+        else:
+            choose(label_studio, task_id, *(("Warm", "red"), ("Cold",))[task_id % 2])
+    do(store, Kind.SYNC)
+    do_all(store)
+    do(store, Kind.MAP)
+
+    page = with_page(
+        start_app(),
+        store,
+        client=services.label_studio,
+        embedder=lambda: services.predictor.embedder,
+    )
+    answers = {name: page.get(f"/projects/{PROJECT}/panels/{name}") for name in BY_NAME}
+    points = page.get(f"/projects/{PROJECT}/map?colour=0").get_json()
+
+    assert {answer.status_code for answer in answers.values()} == {200}
+    chosen = "red" if config == BY_TASK else "Warm / red"
+    assert chosen in answers["class_balance"].text
+    assert chosen in answers["uncertain"].text
+    assert chosen in str(points)
+
+
+def test_other_prompts_are_judged_by_the_paths_that_people_chose(
+    set_up: Any, store: Store, label_studio: FakeLabelStudio
+) -> None:
+    services = set_up(TAXONOMY)
+    ids = label_studio.add_tasks(*(data_uri((10, 20 * shade, 10)) for shade in range(6)))
+    for task_id in ids:
+        choose(label_studio, task_id, "Cold", "green")
+    do(store, Kind.SYNC)
+    do_all(store)
+    (control,) = parse_labeling_config(TAXONOMY).controls
+    (annotated,) = services.label_studio.annotated_tasks(PROJECT)
+    before = services.learning
+    after = before.model_copy(update={"prompts": {"Cold / green": ["a red apple"]}})
+
+    effect = prompt_effect(services.predictor.embedder, control, annotated, [], before, after)
+
+    assert effect is not None
+    assert effect.labels == len(ids)
 
 
 @pytest.mark.parametrize("config", [TAXONOMY, BY_TASK])
