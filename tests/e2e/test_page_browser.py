@@ -348,6 +348,6 @@ def test_label_studio_leads_to_the_page_and_the_page_to_label_studio(
     expect(page.locator("#panel-overview")).to_contain_text(
         re.compile("learned from 1 annotated tasks")
     )
-    link = page.get_by_role("link", name="Open in Label Studio").get_attribute("href")
+    link = page.get_by_role("link", name="Open in Label Studio", exact=True).get_attribute("href")
     assert link == f"{label_studio.url}/projects/{images.id}/data"
     context.close()
