@@ -87,6 +87,7 @@ screenshots: $(VENV)/.installed $(LABEL_STUDIO)/.installed
 	@scripts/install_programs
 	@echo "==> taking the documentation's screenshots"
 	@$(BIN)/python -m pytest tests/e2e/test_browser.py tests/e2e/test_page_browser.py \
+		tests/e2e/test_page_insight.py \
 		--screenshots docs/images
 
 fuzz: $(VENV)/.installed

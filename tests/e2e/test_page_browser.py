@@ -86,7 +86,6 @@ def served(tmp_path: Path) -> Iterator[Served]:
         label_studio_api_key="token",
         basic_auth_user=USER,
         basic_auth_pass=PASSWORD,
-        log_level="ERROR",
     )
     store = Store.open(settings.database)
     for labels in (20, 34):
@@ -259,7 +258,7 @@ def test_a_button_works_with_the_keyboard_and_keeps_the_focus(
 
 
 def test_the_page_follows_what_happens_without_being_loaded_again(
-    open_page: OpenPage, served: Served
+    open_page: OpenPage, heard: Heard, served: Served
 ) -> None:
     page = open_page()
     page.evaluate("window.same = true")
@@ -272,6 +271,9 @@ def test_the_page_follows_what_happens_without_being_loaded_again(
     assert page.evaluate("window.same")
     # What somebody has opened stays open.
     expect(page.locator("#panel-class_balance details").first).to_have_attribute("open", "")
+    # A chart that replaces another brings no styles that the page forbids.
+    expect(page.locator("#panel-learning_curve table").first).to_contain_text("50")
+    assert heard.complaints == []
 
 
 def test_a_panel_that_fails_says_so_keeps_what_it_showed_and_goes_on(

@@ -29,7 +29,7 @@ from backend.store.contents import (
 )
 from backend.store.findings import Finding
 from backend.store.tasks import StoredTask
-from tests.e2e.browser import chromium
+from tests.e2e.browser import chromium, save_screenshot
 from tests.e2e.parts import PATIENCE, LabelledProject, RunningBackend, assert_settled, wait_for
 from tests.integration.page_parts import HOSTILE_NAMES, PROJECT, publish
 
@@ -152,6 +152,7 @@ def test_the_map_is_drawn_while_the_page_is_open_and_shows_each_picture(
     backend: RunningBackend,
     label_studio: LabelStudioServer,
     context: BrowserContext,
+    request: pytest.FixtureRequest,
 ) -> None:
     page = context.new_page()
     log_in(page, label_studio)
@@ -161,8 +162,20 @@ def test_the_map_is_drawn_while_the_page_is_open_and_shows_each_picture(
 
     expect(panel).to_contain_text("60 images")
     expect(panel).not_to_contain_text("being drawn")
+    folder: Path | None = request.config.getoption("--screenshots")
+    if folder is not None:
+        keep_whole_page(page, folder / "page.png")
     wait_for(lambda: tip_of_a_point(panel), "a point tells of its task")
     wait_for(lambda: loaded(panel.locator(".tip img")), "its picture is shown")
+
+
+def keep_whole_page(page: Page, file: Path) -> None:
+    for panel in page.locator(".panel").all():
+        panel.scroll_into_view_if_needed()
+        expect(panel.locator(".waiting")).to_have_count(0)
+    for picture in page.locator("img").all():
+        wait_for(lambda picture=picture: loaded(picture), "a picture is shown")
+    save_screenshot(page, file, full_page=True)
 
 
 def tip_of_a_point(panel: Locator) -> bool:
@@ -252,7 +265,6 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         # Nobody listens there.
         label_studio_url="http://127.0.0.1:1",
         label_studio_api_key="token",
-        log_level="ERROR",
     )
     store = Store.open(settings.database)
     hostile_project(store)
