@@ -97,14 +97,14 @@ def head_of(
     )
     first = tasks.named(version.project_id, [*uncertainties])
     scores = predictor.score(first, config, version, fetch=False)
+    values = {control.name: version.heads[control.name].values for control in config.controls}
     found = []
     for row, index in enumerate(scores.usable):
         likeliest = {}
         for control, probabilities in zip(config.controls, scores.probabilities, strict=True):
             places = np.argsort(-probabilities[row], kind="stable")[:SHOWN_CHOICES]
-            values = version.heads[control.name].values
             likeliest[control.name] = [
-                (values[place], round(float(probabilities[row, place]), 4))
+                (values[control.name][place], round(float(probabilities[row, place]), 4))
                 for place in places.tolist()
                 # Choices that come with other tasks have none.
                 if probabilities[row, place] > 0

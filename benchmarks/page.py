@@ -38,7 +38,7 @@ from backend.store.contents import (
     map_to_bytes,
     queue_to_bytes,
 )
-from backend.store.findings import Finding
+from backend.store.findings import FindingKind
 from backend.store.tasks import StoredTask
 from backend.store.versions import Version
 
@@ -97,7 +97,7 @@ def fill(folder: Path, tasks: int) -> None:
     store.close()
 
 
-def findings(tasks: int) -> dict[Finding, bytes]:
+def findings(tasks: int) -> dict[FindingKind, bytes]:
     """Return what is found out of 10,000 labels and as many tasks as a map has."""
     drawn = np.random.default_rng(0)
     given = torch.from_numpy(drawn.integers(0, len(CHOICES), 10_000))
@@ -117,9 +117,9 @@ def findings(tasks: int) -> dict[Finding, bytes]:
         colours=dict.fromkeys(CONTROLS, MapColours(CHOICES, choice, choice)),
     )
     return {
-        Finding.CONFUSION: confusions_to_bytes(dict.fromkeys(CONTROLS, confused)),
-        Finding.QUEUE: queue_to_bytes([QueuedTask(n, 0.1, likeliest) for n in range(1, 201)]),
-        Finding.MAP: map_to_bytes(drawn_map),
+        FindingKind.CONFUSION: confusions_to_bytes(dict.fromkeys(CONTROLS, confused)),
+        FindingKind.QUEUE: queue_to_bytes([QueuedTask(n, 0.1, likeliest) for n in range(1, 201)]),
+        FindingKind.MAP: map_to_bytes(drawn_map),
     }
 
 

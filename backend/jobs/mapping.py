@@ -27,7 +27,7 @@ from backend.store.contents import (
     map_to_bytes,
 )
 from backend.store.embeddings import Vector
-from backend.store.findings import Finding
+from backend.store.findings import FindingKind
 from backend.store.requests import Claim, Kind
 from backend.store.tasks import StoredTask
 from backend.store.versions import Version
@@ -83,7 +83,7 @@ def draw_map(services: Services, claim: Claim) -> None:
         )
         if store.projects.get(project_id) is None:
             return
-        store.findings.keep(project_id, version.name, {Finding.MAP: map_to_bytes(drawn)})
+        store.findings.keep(project_id, version.name, {FindingKind.MAP: map_to_bytes(drawn)})
         if projection.done:
             log.info("drew the map project=%d tasks=%d", project_id, len(seen.ids))
             return
@@ -148,7 +148,7 @@ def _look_at(
 
 
 def _labels(services: Services, project_id: int) -> dict[str, GivenLabels]:
-    found = services.store.findings.get(project_id, Finding.LABELS)
+    found = services.store.findings.get(project_id, FindingKind.LABELS)
     return {} if found is None else labels_from_bytes(found.content)
 
 
@@ -170,7 +170,7 @@ def _begun(services: Services, project_id: int, source: str, seen: _Seen) -> Pro
     """Return the projection as far as it was drawn the last time."""
     from backend.learning.projection import LANDMARKS, Projection
 
-    found = services.store.findings.get(project_id, Finding.MAP)
+    found = services.store.findings.get(project_id, FindingKind.MAP)
     before = None if found is None else map_from_bytes(found.content)
     if before is None or before.source != source:
         return Projection(seen.vectors)

@@ -16,7 +16,7 @@ from backend.labelstudio.config import LabelingConfig, parse_labeling_config
 from backend.ordering import Queue, head_of, in_order
 from backend.prediction import Prediction, fits, score_of
 from backend.store.contents import queue_to_bytes
-from backend.store.findings import Finding
+from backend.store.findings import FindingKind
 from backend.store.requests import Claim, Kind, Request
 from backend.store.versions import Version
 
@@ -78,7 +78,7 @@ def _push(services: Services, claim: Claim, version: Version, config: LabelingCo
     if store.tasks.pending(project_id, version.name):
         _take_note(services, version)
     pending = store.tasks.pending(project_id, version.name)
-    if not pending and store.findings.model_version(project_id, Finding.QUEUE) == version.name:
+    if not pending and store.findings.model_version(project_id, FindingKind.QUEUE) == version.name:
         return True
     queue = in_order(services.predictor, store.tasks, config, version)
     if not pending:
@@ -162,7 +162,7 @@ def _note_head(services: Services, version: Version, config: LabelingConfig, que
     """Keep what the page shows of the least certain tasks."""
     store = services.store
     head = head_of(queue, FIRST, services.predictor, store.tasks, config, version)
-    store.findings.keep(version.project_id, version.name, {Finding.QUEUE: queue_to_bytes(head)})
+    store.findings.keep(version.project_id, version.name, {FindingKind.QUEUE: queue_to_bytes(head)})
 
 
 def _take_note(services: Services, version: Version) -> None:

@@ -21,7 +21,7 @@ from backend.labelstudio.task_data import with_options
 from backend.prediction import fingerprint, fits, learnable, zero_shot_head
 from backend.settings import LearningSettings
 from backend.store.contents import confusions_to_bytes, labels_to_bytes
-from backend.store.findings import Finding
+from backend.store.findings import FindingKind
 from backend.store.projects import Project
 from backend.store.requests import Claim, Kind, Request
 from backend.store.tasks import StoredTask, Task
@@ -120,14 +120,14 @@ def train(services: Services, claim: Claim) -> None:
                 report={name: each.report for name, each in trained.items()},
             ),
             {
-                Finding.CONFUSION: confusions_to_bytes(
+                FindingKind.CONFUSION: confusions_to_bytes(
                     {
                         name: each.confusion
                         for name, each in trained.items()
                         if each.confusion is not None
                     }
                 ),
-                Finding.LABELS: labels_to_bytes(
+                FindingKind.LABELS: labels_to_bytes(
                     {
                         name: (of_control.control.values, of_control.choices)
                         for name, of_control in labelled.items()

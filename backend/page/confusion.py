@@ -13,7 +13,7 @@ from backend.page.charts import LEVELS, Chart
 from backend.page.services import ProjectView
 from backend.page.wording import shown
 from backend.store.contents import confusions_from_bytes
-from backend.store.findings import Finding
+from backend.store.findings import FindingKind
 
 if TYPE_CHECKING:
     from backend.learning.confusion import Confusion
@@ -70,7 +70,7 @@ def confused_pair(view: ProjectView, key: str) -> ConfusedPair:
 
 
 def _found(view: ProjectView) -> dict[str, Confusion]:
-    found = view.store.findings.get(view.project.id, Finding.CONFUSION)
+    found = view.store.findings.get(view.project.id, FindingKind.CONFUSION)
     return {} if found is None else confusions_from_bytes(found.content)
 
 

@@ -14,7 +14,7 @@ from backend.page.charts import LEVELS
 from backend.page.services import ProjectView
 from backend.page.wording import shown
 from backend.store.contents import NO_CHOICE, EmbeddingMap, MapColours, map_from_bytes
-from backend.store.findings import Finding
+from backend.store.findings import FindingKind
 from backend.store.requests import Kind, Request
 
 # Colours that colour-blind people tell apart (Okabe and Ito), and marks beside them.
@@ -56,7 +56,7 @@ class ShownMap:
 
 def embedding_map(view: ProjectView) -> ShownMap:
     """Return the map as far as it is drawn; ask for one where it is missing or out of date."""
-    found = view.store.findings.get(view.project.id, Finding.MAP)
+    found = view.store.findings.get(view.project.id, FindingKind.MAP)
     drawn = None if found is None else map_from_bytes(found.content)
     active = view.project.model_version
     is_current = (
@@ -96,7 +96,7 @@ def map_option(view: ProjectView, colour: str, *, picture: str) -> dict[str, Any
     `picture` and `href`. `picture` is the address of that of task 0. Raises NotFoundError where
     there is no map, or no such colouring.
     """
-    found = view.store.findings.get(view.project.id, Finding.MAP)
+    found = view.store.findings.get(view.project.id, FindingKind.MAP)
     if found is None:
         raise NotFoundError("no map is drawn yet")
     drawn = map_from_bytes(found.content)

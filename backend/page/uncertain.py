@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from backend.page.pictures import picture_of
 from backend.page.services import ProjectView
 from backend.store.contents import queue_from_bytes
-from backend.store.findings import Finding
+from backend.store.findings import FindingKind
 
 MOST = 24
 
@@ -36,7 +36,7 @@ class Uncertain:
 def uncertain(view: ProjectView) -> Uncertain:
     """Return the first tasks of the queue that are still open."""
     project_id, links = view.project.id, view.label_studio
-    found = view.store.findings.get(project_id, Finding.QUEUE)
+    found = view.store.findings.get(project_id, FindingKind.QUEUE)
     if found is None:
         return Uncertain(None, [], several_controls=False)
     queue = queue_from_bytes(found.content)

@@ -18,7 +18,7 @@ from sqlalchemy.engine import Connection
 from backend.store.schema import Database, findings
 
 
-class Finding(str, Enum):
+class FindingKind(str, Enum):
     """The kinds of what is found out."""
 
     CONFUSION = "confusion"
@@ -42,7 +42,7 @@ class Findings:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def get(self, project_id: int, kind: Finding) -> Found | None:
+    def get(self, project_id: int, kind: FindingKind) -> Found | None:
         """Return the last finding of a kind."""
         query = sa.select(
             findings.c.model_version, findings.c.content, findings.c.created_at
@@ -51,7 +51,7 @@ class Findings:
             row = connection.execute(query).one_or_none()
         return None if row is None else Found(*row)
 
-    def model_version(self, project_id: int, kind: Finding) -> str | None:
+    def model_version(self, project_id: int, kind: FindingKind) -> str | None:
         """Return which version the last finding of a kind is of, without reading it."""
         query = sa.select(findings.c.model_version).where(
             findings.c.project_id == project_id, findings.c.kind == kind.value
@@ -64,7 +64,7 @@ class Findings:
         self,
         project_id: int,
         model_version: str,
-        contents: Mapping[Finding, bytes],
+        contents: Mapping[FindingKind, bytes],
         *,
         within: Connection | None = None,
     ) -> None:

@@ -15,7 +15,7 @@ from sqlalchemy.engine import Connection
 
 from backend.errors import NotFoundError
 from backend.store import history
-from backend.store.findings import Finding, Findings
+from backend.store.findings import FindingKind, Findings
 from backend.store.schema import Database, projects, tasks, versions
 
 if TYPE_CHECKING:
@@ -265,7 +265,7 @@ class Versions:
             return [Figures(*row) for row in connection.execute(query)]
 
     def publish(
-        self, version: Version, findings: Mapping[Finding, bytes] = MappingProxyType({})
+        self, version: Version, findings: Mapping[FindingKind, bytes] = MappingProxyType({})
     ) -> Version:
         """Store a version under the project's next number; make it active unless one is pinned.
 

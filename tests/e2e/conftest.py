@@ -8,8 +8,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Browser
 
 from backend.demo.label_studio import LabelStudioServer
+from tests.e2e.browser import chromium
 from tests.e2e.parts import LabelledProject, RunningBackend, new_project
 
 EXECUTABLE = Path(
@@ -58,6 +60,12 @@ def backend(
     running.start()
     yield running
     running.stop()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as running:
+        yield running
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from backend.demo.label_studio import LabelStudioServer
-from tests.e2e.browser import chromium, save_screenshot
+from tests.e2e.browser import chromium, log_in, save_screenshot
 from tests.e2e.parts import PATIENCE, LabelledProject, RunningBackend, assert_settled, wait_for
 
 NewProject = Callable[..., LabelledProject]
@@ -27,11 +27,7 @@ def page(label_studio: LabelStudioServer) -> Iterator[Page]:
         opened.set_default_timeout(PATIENCE * 1000)
         # Nothing but Label Studio is asked for anything.
         opened.route(lambda url: not url.startswith(label_studio.url), lambda route: route.abort())
-        opened.goto(f"{label_studio.url}/user/login/")
-        opened.fill("input[name=email]", label_studio.email)
-        opened.fill("input[name=password]", label_studio.password)
-        opened.click("button[type=submit]")
-        opened.wait_for_url(lambda url: "login" not in url, wait_until="commit")
+        log_in(opened, label_studio)
         yield opened
 
 

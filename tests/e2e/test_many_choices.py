@@ -17,7 +17,7 @@ from tests.e2e.parts import (
     LabelledProject,
     RunningBackend,
     assert_settled,
-    new_project,
+    wait_for,
 )
 from tests.e2e.test_browser import keep_screenshot, page
 
@@ -115,8 +115,9 @@ def test_a_taxonomy_is_predicted_learnt_and_shown_with_its_likeliest_paths(
     keep_screenshot("shortlist-taxonomy")
 
     page.get_by_role("button", name="Submit current annotation").click()
-    expect(page.get_by_text(f"#{served['id']}", exact=True)).to_have_count(0)
-    (annotation,) = images.api("GET", f"/api/tasks/{served['id']}")["annotations"]
+    address = f"/api/tasks/{served['id']}"
+    wait_for(lambda: images.api("GET", address)["annotations"], "the annotation is saved")
+    (annotation,) = images.api("GET", address)["annotations"]
     kept = {each["from_name"]: each["value"] for each in annotation["result"]}
     assert kept["choice"] == {"taxonomy": [path]}
     # With that annotation it is all settled again: what the shortlist said is no label.
@@ -161,10 +162,10 @@ def test_a_thousand_choices_are_predicted_with_the_five_likeliest_beside_them(
 
 
 def test_each_task_is_predicted_among_the_choices_that_it_lists(
-    backend: RunningBackend, label_studio: LabelStudioServer, page: Page
+    backend: RunningBackend, label_studio: LabelStudioServer, project: NewProject, page: Page
 ) -> None:
     config = f'<View>{IMAGE}<Choices name="choice" toName="image" value="$options"/></View>'
-    images = new_project(label_studio, title="Choices of tasks", config=config)
+    images = project(pictures=0, title="Choices of tasks", config=config)
     tasks: list[dict[str, Any]] = [
         {
             "image": data_uri(SOME_CHOICES[number % 6], number),
@@ -198,4 +199,3 @@ def test_each_task_is_predicted_among_the_choices_that_it_lists(
     page.goto(f"{label_studio.url}/projects/{images.id}/data?task={new.id}", wait_until="commit")
     expect(page.locator(".lsf-choice").first).to_be_visible(timeout=PATIENCE * 1000)
     expect(page.locator("input.ant-checkbox-input:checked")).to_have_count(1)
-    images.close()

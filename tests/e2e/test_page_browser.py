@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,15 +10,13 @@ from pathlib import Path
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, BrowserContext, Page, Route, expect
-from werkzeug.serving import make_server
 
-from backend import wsgi
 from backend.demo.label_studio import LabelStudioServer
 from backend.settings import Settings
 from backend.store import Store
 from backend.store.requests import Kind, Request
 from backend.store.tasks import StoredTask
-from tests.e2e.browser import chromium, save_screenshot
+from tests.e2e.browser import GRAVE, save_screenshot, serving
 from tests.e2e.parts import PATIENCE, LabelledProject, RunningBackend, assert_settled
 from tests.integration.page_parts import HOSTILE_NAMES, PROJECT, publish
 
@@ -28,9 +25,6 @@ NewProject = Callable[..., LabelledProject]
 USER, PASSWORD = "lead", "not a secret"
 CHOICES = ("cup", "plate", "bowl", "fork", "spoon")
 WIDE, NARROW = 1280, 390
-
-# What axe calls worth mending at once.
-GRAVE = {"serious", "critical"}
 
 
 @dataclass
@@ -92,20 +86,9 @@ def served(tmp_path: Path) -> Iterator[Served]:
         publish(store, report(labels), labels=CHOICES)
     store.tasks.mirror(PROJECT, [[StoredTask(number, {}, open=True) for number in range(1, 9)]])
     store.requests.add(Request(PROJECT, Kind.EMBED, 1), delay=1000)
-    server = make_server("127.0.0.1", 0, wsgi.create(settings), threaded=True)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    yield Served(f"http://127.0.0.1:{server.server_port}", store)
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(settings) as address:
+        yield Served(address, store)
     store.close()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as running:
-        yield running
 
 
 OpenPage = Callable[..., Page]

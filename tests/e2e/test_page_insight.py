@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,9 +11,7 @@ import pytest
 import torch
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
-from werkzeug.serving import make_server
 
-from backend import wsgi
 from backend.demo.label_studio import LabelStudioServer
 from backend.learning.confusion import confusion
 from backend.settings import Settings
@@ -27,9 +24,9 @@ from backend.store.contents import (
     map_to_bytes,
     queue_to_bytes,
 )
-from backend.store.findings import Finding
+from backend.store.findings import FindingKind
 from backend.store.tasks import StoredTask
-from tests.e2e.browser import chromium, save_screenshot
+from tests.e2e.browser import GRAVE, log_in, save_screenshot, serving
 from tests.e2e.parts import PATIENCE, LabelledProject, RunningBackend, assert_settled, wait_for
 from tests.integration.page_parts import HOSTILE_NAMES, PROJECT, publish
 
@@ -41,15 +38,6 @@ MANY = 20_000
 
 # A chart that ECharts has drawn.
 DRAWN = "[data-chart][_echarts_instance_]"
-
-# What axe calls worth mending at once.
-GRAVE = {"serious", "critical"}
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as running:
-        yield running
 
 
 @pytest.fixture
@@ -87,14 +75,6 @@ def annotated(backend: RunningBackend, project: NewProject) -> LabelledProject:
         images.annotate(task.id, "Hat" if number % 7 == 3 and right != "Hat" else right)
     assert_settled(backend, images)
     return images
-
-
-def log_in(page: Page, label_studio: LabelStudioServer) -> None:
-    page.goto(f"{label_studio.url}/user/login/")
-    page.fill("input[name=email]", label_studio.email)
-    page.fill("input[name=password]", label_studio.password)
-    page.click("button[type=submit]")
-    page.wait_for_url(lambda url: "login" not in url, wait_until="commit")
 
 
 def loaded(picture: Locator) -> bool:
@@ -241,9 +221,9 @@ def hostile_project(store: Store) -> None:
         PROJECT,
         version.name,
         {
-            Finding.CONFUSION: confusions_to_bytes(dict.fromkeys(choices[:3], found)),
-            Finding.QUEUE: queue_to_bytes(head),
-            Finding.MAP: map_to_bytes(drawn),
+            FindingKind.CONFUSION: confusions_to_bytes(dict.fromkeys(choices[:3], found)),
+            FindingKind.QUEUE: queue_to_bytes(head),
+            FindingKind.MAP: map_to_bytes(drawn),
         },
     )
     pages = (
@@ -268,13 +248,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     )
     store = Store.open(settings.database)
     hostile_project(store)
-    server = make_server("127.0.0.1", 0, wsgi.create(settings), threaded=True)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}/projects/{PROJECT}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(settings) as address:
+        yield f"{address}/projects/{PROJECT}"
     store.close()
 
 

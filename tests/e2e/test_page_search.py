@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, Locator, Page, expect
 
 from backend.demo.label_studio import LabelStudioServer
 from backend.page.searching import VIEW_TITLE
-from tests.e2e.browser import chromium
+from tests.e2e.browser import GRAVE, log_in
 from tests.e2e.parts import (
     PATIENCE,
     SOME_CHOICES,
@@ -24,15 +24,6 @@ from tests.e2e.parts import (
 NewProject = Callable[..., LabelledProject]
 
 CHOICE = SOME_CHOICES[0]
-
-# What axe calls worth mending at once.
-GRAVE = {"serious", "critical"}
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as running:
-        yield running
 
 
 @pytest.fixture
@@ -62,11 +53,7 @@ def page(
     context.set_default_timeout(PATIENCE * 1000)
     expect.set_options(timeout=PATIENCE * 1000)
     opened = context.new_page()
-    opened.goto(f"{label_studio.url}/user/login/")
-    opened.fill("input[name=email]", label_studio.email)
-    opened.fill("input[name=password]", label_studio.password)
-    opened.click("button[type=submit]")
-    opened.wait_for_url(lambda url: "login" not in url, wait_until="commit")
+    log_in(opened, label_studio)
     opened.goto(f"{backend.url}/projects/{images.id}")
     yield opened
     context.close()

@@ -20,7 +20,7 @@ from backend.page.links import LabelStudioLinks
 from backend.page.services import PageServices
 from backend.settings import Settings
 from backend.store import Store
-from backend.store.findings import Finding
+from backend.store.findings import FindingKind
 from backend.store.versions import ControlHead, Version
 
 PROJECT = 7
@@ -80,7 +80,7 @@ def publish(
     *,
     labels: Sequence[str] = (),
     project_id: int = PROJECT,
-    findings: Mapping[Finding, bytes] = MappingProxyType({}),
+    findings: Mapping[FindingKind, bytes] = MappingProxyType({}),
 ) -> Version:
     """Store a version of a project whose report is known, with a head of a control's choices."""
     config = config_of(labels) if labels else "<View/>"

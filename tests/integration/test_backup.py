@@ -25,7 +25,7 @@ from backend.processes import only_one
 from backend.settings import Settings
 from backend.store import Store, history
 from backend.store.embeddings import Failure
-from backend.store.findings import Finding
+from backend.store.findings import FindingKind
 from backend.store.requests import Kind, Request
 from backend.store.schema import Database, metadata, projects, tasks
 from backend.store.tasks import StoredTask
@@ -89,7 +89,7 @@ def fill(store: Store) -> None:
     )
     store.usage.mark_encoders("encoder")
     store.requests.add(Request(7, Kind.EMBED, part=2**40), delay=3600)
-    store.findings.keep(7, "clip-backend-1-01234567", {Finding.MAP: bytes(range(256))})
+    store.findings.keep(7, "clip-backend-1-01234567", {FindingKind.MAP: bytes(range(256))})
     with store.database.write() as connection:
         connection.execute(
             sa.insert(metadata.tables["versions"]).values(

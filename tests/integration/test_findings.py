@@ -21,7 +21,7 @@ from backend.store.contents import (
     map_from_bytes,
     queue_from_bytes,
 )
-from backend.store.findings import Finding, Found
+from backend.store.findings import FindingKind, Found
 from backend.store.requests import Kind, Request
 from tests.integration.conftest import data_uri
 from tests.integration.fake_label_studio import PROJECT, FakeLabelStudio
@@ -40,18 +40,18 @@ THREE_CONTROLS = """
 HOSTILE = "<img src=x onerror=alert(1)>"
 
 
-def found(store: Store, kind: Finding) -> Found:
+def found(store: Store, kind: FindingKind) -> Found:
     finding = store.findings.get(PROJECT, kind)
     assert finding is not None
     return finding
 
 
 def head(store: Store) -> list[QueuedTask]:
-    return queue_from_bytes(found(store, Finding.QUEUE).content)
+    return queue_from_bytes(found(store, FindingKind.QUEUE).content)
 
 
 def drawn(store: Store) -> EmbeddingMap:
-    return map_from_bytes(found(store, Finding.MAP).content)
+    return map_from_bytes(found(store, FindingKind.MAP).content)
 
 
 def wrongly_labelled(label_studio: FakeLabelStudio) -> list[int]:
@@ -79,7 +79,7 @@ def test_a_version_comes_with_what_it_confuses(
     ids = wrongly_labelled(label_studio)
     do(store, Kind.TRAIN)
 
-    confusion = found(store, Finding.CONFUSION)
+    confusion = found(store, FindingKind.CONFUSION)
 
     assert confusion.model_version == active(store).name
     of_colour = confusions_from_bytes(confusion.content)["colour"]
@@ -103,7 +103,7 @@ def test_a_version_comes_with_the_labels_that_it_learned_from(
 
     do(store, Kind.TRAIN)
 
-    labels = labels_from_bytes(found(store, Finding.LABELS).content)
+    labels = labels_from_bytes(found(store, FindingKind.LABELS).content)
     assert {name: [*of.choices] for name, of in labels.items()} == {
         "colour": ["red", "blue"],
         HOSTILE: ["dark"],
@@ -123,7 +123,7 @@ def test_the_head_of_the_queue_is_kept_with_the_two_likeliest_choices(
 
     version = predicted_and_settled(store)
 
-    assert found(store, Finding.QUEUE).model_version == version.name
+    assert found(store, FindingKind.QUEUE).model_version == version.name
     queue = head(store)
     assert {task.task for task in queue} == {*ids}
     assert [task.confidence for task in queue] == sorted(task.confidence for task in queue)
@@ -190,7 +190,7 @@ def test_a_map_has_each_task_with_its_label_and_what_is_predicted(
 
     do(store, Kind.MAP)
 
-    assert found(store, Finding.MAP).model_version == version.name
+    assert found(store, FindingKind.MAP).model_version == version.name
     shown = drawn(store)
     assert shown.done
     assert {*shown.ids.tolist()} == {*ids, *late}
@@ -235,7 +235,7 @@ def test_a_new_version_gives_new_colours_to_the_same_map(
 
     do(store, Kind.MAP)
 
-    assert found(store, Finding.MAP).model_version == version.name
+    assert found(store, FindingKind.MAP).model_version == version.name
     after = drawn(store)
     assert np.array_equal(after.places, before.places)
     assert (after.colours["colour"].given != NO_CHOICE).sum() == 3
@@ -320,7 +320,7 @@ def test_without_a_version_that_predicts_there_is_no_map(
 
     do(store, Kind.MAP)
 
-    assert store.findings.get(PROJECT, Finding.MAP) is None
+    assert store.findings.get(PROJECT, FindingKind.MAP) is None
     assert Kind.MAP not in waiting(store)
 
 

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from backend.errors import DatabaseError
 from backend.store import Store
-from backend.store.findings import Finding
+from backend.store.findings import FindingKind
 from backend.store.history import Figures
 from backend.store.schema import versions
 from backend.store.versions import KEPT
@@ -78,44 +78,46 @@ def test_controls_may_be_called_anything(store: Store) -> None:
 
 
 def test_a_version_that_is_not_published_leaves_no_trace(store: Store) -> None:
-    store.versions.publish(version(), {Finding.LABELS: b"first"})
+    store.versions.publish(version(), {FindingKind.LABELS: b"first"})
     with pytest.raises((TypeError, sa.exc.StatementError, DatabaseError)):
-        store.versions.publish(version(), {Finding.LABELS: object()})  # type: ignore[dict-item]
+        store.versions.publish(version(), {FindingKind.LABELS: object()})  # type: ignore[dict-item]
 
     assert len(store.versions.names(PROJECT)) == 1
     assert len(store.history.of(PROJECT)) == 1
-    found = store.findings.get(PROJECT, Finding.LABELS)
+    found = store.findings.get(PROJECT, FindingKind.LABELS)
     assert found is not None
     assert found.content == b"first"
 
 
 def test_findings_are_of_the_last_version_that_had_some(store: Store) -> None:
-    first = store.versions.publish(version(), {Finding.CONFUSION: b"1", Finding.LABELS: b"2"})
-    second = store.versions.publish(version(), {Finding.LABELS: b"\x00\xff"})
+    first = store.versions.publish(
+        version(), {FindingKind.CONFUSION: b"1", FindingKind.LABELS: b"2"}
+    )
+    second = store.versions.publish(version(), {FindingKind.LABELS: b"\x00\xff"})
 
-    confusion = store.findings.get(PROJECT, Finding.CONFUSION)
-    labels = store.findings.get(PROJECT, Finding.LABELS)
+    confusion = store.findings.get(PROJECT, FindingKind.CONFUSION)
+    labels = store.findings.get(PROJECT, FindingKind.LABELS)
     assert confusion is not None
     assert labels is not None
     assert (confusion.model_version, confusion.content) == (first.name, b"1")
     assert (labels.model_version, labels.content) == (second.name, b"\x00\xff")
     assert labels.created_at <= time.time()
-    assert store.findings.model_version(PROJECT, Finding.LABELS) == second.name
-    assert store.findings.get(PROJECT, Finding.MAP) is None
-    assert store.findings.model_version(PROJECT, Finding.MAP) is None
+    assert store.findings.model_version(PROJECT, FindingKind.LABELS) == second.name
+    assert store.findings.get(PROJECT, FindingKind.MAP) is None
+    assert store.findings.model_version(PROJECT, FindingKind.MAP) is None
 
 
 def test_a_project_that_is_forgotten_takes_its_history_along(store: Store) -> None:
     store.projects.set_up(8)
-    store.versions.publish(version(), {Finding.LABELS: b"1"})
-    other = store.versions.publish(version(8), {Finding.LABELS: b"2"})
+    store.versions.publish(version(), {FindingKind.LABELS: b"1"})
+    other = store.versions.publish(version(8), {FindingKind.LABELS: b"2"})
 
     store.forget(PROJECT)
 
     assert store.history.of(PROJECT) == []
-    assert store.findings.get(PROJECT, Finding.LABELS) is None
+    assert store.findings.get(PROJECT, FindingKind.LABELS) is None
     assert [entry.name for entry in store.history.of(8)] == [other.name]
-    assert store.findings.get(8, Finding.LABELS) is not None
+    assert store.findings.get(8, FindingKind.LABELS) is not None
     # Its numbers begin anew.
     store.projects.set_up(PROJECT)
     assert store.versions.publish(version()).number == 1
@@ -123,11 +125,11 @@ def test_a_project_that_is_forgotten_takes_its_history_along(store: Store) -> No
 
 def test_what_was_found_out_while_a_project_was_forgotten_is_dropped_later(store: Store) -> None:
     store.forget(PROJECT)
-    store.findings.keep(PROJECT, "clip-backend-1-01234567", {Finding.MAP: b"late"})
+    store.findings.keep(PROJECT, "clip-backend-1-01234567", {FindingKind.MAP: b"late"})
 
     store.forget_leftovers()
 
-    assert store.findings.get(PROJECT, Finding.MAP) is None
+    assert store.findings.get(PROJECT, FindingKind.MAP) is None
 
 
 def test_an_upgrade_begins_the_history_with_the_versions_that_are_stored(

@@ -27,7 +27,7 @@ from backend.store.contents import (
     map_to_bytes,
     queue_to_bytes,
 )
-from backend.store.findings import Finding
+from backend.store.findings import FindingKind
 from backend.store.requests import Kind, Request
 from backend.store.tasks import StoredTask
 from tests.integration.conftest import StartApp
@@ -202,7 +202,7 @@ def confuse(store: Store, choices: Sequence[str], *controls: str) -> None:
     publish(
         store,
         {control: {"labels": 4} for control in controls},
-        findings={Finding.CONFUSION: confusions_to_bytes(dict.fromkeys(controls, found))},
+        findings={FindingKind.CONFUSION: confusions_to_bytes(dict.fromkeys(controls, found))},
     )
 
 
@@ -275,7 +275,7 @@ def test_of_a_thousand_choices_the_most_confused_are_drawn(page: FlaskClient, st
         multiple=False,
     )
     content = confusions_to_bytes({"colour": found})
-    publish(store, {"colour": {"labels": 3000}}, findings={Finding.CONFUSION: content})
+    publish(store, {"colour": {"labels": 3000}}, findings={FindingKind.CONFUSION: content})
 
     html = panel(page, "confusion")
 
@@ -313,7 +313,7 @@ def queue(store: Store, *ids: int, controls: Sequence[str] = ("colour",)) -> Non
         )
         for place, task in enumerate(ids)
     ]
-    content = {Finding.QUEUE: queue_to_bytes(head)}
+    content = {FindingKind.QUEUE: queue_to_bytes(head)}
     publish(store, {"colour": {"labels": 3}}, labels=("red", "blue"), findings=content)
 
 
@@ -451,7 +451,7 @@ def draw(
         uncertainties=generator.uniform(size=count).astype(np.float32),
         colours={"colour": colours, HOSTILE_NAMES[0]: colours},
     )
-    store.findings.keep(PROJECT, version.name, {Finding.MAP: map_to_bytes(drawn)})
+    store.findings.keep(PROJECT, version.name, {FindingKind.MAP: map_to_bytes(drawn)})
     return version.name
 
 
@@ -624,7 +624,7 @@ def test_the_panels_of_several_choices_and_three_controls_answer(
     publish(
         store,
         {name: measured(20) for name in ("a", "b", "&lt;c&gt;")},
-        findings={Finding.CONFUSION: confusions_to_bytes({"a": found, "b": found})},
+        findings={FindingKind.CONFUSION: confusions_to_bytes({"a": found, "b": found})},
     )
     store.projects.update(
         PROJECT, label_config=f'<View><Image name="image" value="$image"/>{config}</View>'
