@@ -16,7 +16,6 @@ from gunicorn.glogging import Logger as GunicornLogger
 from backend import assembly
 from backend.api.routes import ApiServices, create_app
 from backend.clip.background import BackgroundEncoder
-from backend.embedding import Embedder
 from backend.labelstudio.client import LabelStudio
 from backend.logs import configure_logging
 from backend.page.blueprint import create_blueprint
@@ -77,11 +76,6 @@ def _page_services(
 ) -> PageServices:
     settings = api.settings
 
-    @cache
-    def embedder() -> Embedder:
-        encoder = api.encoder.wait(_WAIT_FOR_CLIP)
-        return Embedder(encoder, api.store.embeddings, api.images, api.limits, api.instruments)
-
     services = PageServices(
         store=api.store,
         label_studio=LabelStudioLinks(
@@ -89,7 +83,7 @@ def _page_services(
         ),
         queue=queue,
         learning=settings.learning,
-        embedder=embedder,
+        embedder=cache(lambda: api.embedder(_WAIT_FOR_CLIP)),
         findings=Findings(lambda project_id: _look_at_links(settings, project_id)),
         public_url=settings.public_url,
         client=client,

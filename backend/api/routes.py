@@ -60,6 +60,11 @@ class ApiServices:
     instruments: Instruments = field(default_factory=Instruments)
     workers: Callable[[], int] | None = None
 
+    def embedder(self, patience: float) -> Embedder:
+        """Return what embeds pictures; waits so many seconds for CLIP. Raises EncoderError."""
+        encoder = self.encoder.wait(patience)
+        return Embedder(encoder, self.store.embeddings, self.images, self.limits, self.instruments)
+
 
 @dataclass(frozen=True)
 class _Bounds:
@@ -106,15 +111,7 @@ def _protocol(services: ApiServices, metrics: Metrics, bounds: _Bounds) -> Bluep
 
     @cache
     def get_predictor() -> Predictor:
-        return Predictor(
-            Embedder(
-                services.encoder.wait(ENCODER_WAIT),
-                store.embeddings,
-                services.images,
-                services.limits,
-                services.instruments,
-            )
-        )
+        return Predictor(services.embedder(ENCODER_WAIT))
 
     actions = Actions(
         store, get_predictor, services.settings.learning, services.settings.reconcile_every

@@ -111,7 +111,7 @@ def create_blueprint(services: PageServices) -> Blueprint:
             raise RequestError(str(error)) from error
         return answers.done(request, project_id, f"{name} is used from now on.")
 
-    add_insight(page, services, lambda project_id: _view(project_id))
+    add_insight(page, _PROJECT, lambda project_id: _view(project_id))
     add_search(page, _PROJECT, lambda project_id: _view(project_id))
     add_prompts(page, _PROJECT, lambda project_id: _view(project_id))
 

@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 
 import orjson
 from flask import Blueprint, Response, redirect, request, url_for
 from flask.typing import ResponseReturnValue
 
-from backend.errors import NotFoundError, SettingsError
-from backend.labelstudio.views import MOST_IN_VIEW, show_tasks
+from backend.errors import NotFoundError
+from backend.labelstudio.views import MOST_IN_VIEW
 from backend.page import confusion
 from backend.page.embedding_map import map_option
 from backend.page.pictures import picture_of
-from backend.page.services import PageServices, ProjectView
+from backend.page.services import ProjectView
 from backend.review import VIEW_TITLE, most_suspicious
 
-_PROJECT = "/<int(min=1, max=2147483647):project_id>"
 _TASK = "<int(min=0, max=2147483647):task_id>"
 
 
-def add_insight(
-    page: Blueprint, services: PageServices, view_of: Callable[[int], ProjectView]
-) -> None:
-    """Add the addresses to the page; `view_of` raises NotFoundError for an unknown project."""
+def add_insight(page: Blueprint, project: str, view_of: Callable[[int], ProjectView]) -> None:
+    """Add the addresses to the page; `project` is where a project's begin."""
 
-    @page.get(f"{_PROJECT}/map")
+    @page.get(f"{project}/map")
     def map_points(project_id: int) -> Response:
         found = map_option(
             view_of(project_id),
@@ -34,7 +31,7 @@ def add_insight(
         )
         return Response(orjson.dumps(found), mimetype="application/json")
 
-    @page.get(f"{_PROJECT}/pictures/{_TASK}")
+    @page.get(f"{project}/pictures/{_TASK}")
     def picture(project_id: int, task_id: int) -> ResponseReturnValue:
         view = view_of(project_id)
         tasks = view.store.tasks.named(project_id, [task_id])
@@ -43,26 +40,17 @@ def add_insight(
             raise NotFoundError(f"task {task_id} has no picture that a browser can show")
         return redirect(address)
 
-    @page.post(f"{_PROJECT}/confused")
+    @page.post(f"{project}/confused")
     def confused(project_id: int) -> ResponseReturnValue:
-        pair = confusion.confused_pair(view_of(project_id), request.form.get("key", ""))
-        return _in_label_studio(project_id, confusion.VIEW_TITLE, pair.tasks)
+        view = view_of(project_id)
+        pair = confusion.confused_pair(view, request.form.get("key", ""))
+        return redirect(view.show_in_label_studio(confusion.VIEW_TITLE, pair.tasks), 303)
 
-    @page.post(f"{_PROJECT}/suspected")
+    @page.post(f"{project}/suspected")
     def suspected(project_id: int) -> ResponseReturnValue:
-        reports = view_of(project_id).latest_reports.values()
+        view = view_of(project_id)
+        reports = view.latest_reports.values()
         tasks = most_suspicious([report.get("suspects") or [] for report in reports])
         if not tasks:
             raise NotFoundError("no label is suspected any more: load the page again")
-        return _in_label_studio(project_id, VIEW_TITLE, tasks[:MOST_IN_VIEW])
-
-    def _in_label_studio(
-        project_id: int, title: str, tasks: Collection[int]
-    ) -> ResponseReturnValue:
-        if services.client is None:
-            raise SettingsError(
-                "set LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY: tasks are shown in Label Studio"
-            )
-        shown = show_tasks(services.client, project_id, title, tasks)
-        services.store.projects.remember_view(project_id, title, shown.id)
-        return redirect(services.label_studio.view(project_id, shown.id) or shown.address, 303)
+        return redirect(view.show_in_label_studio(VIEW_TITLE, tasks[:MOST_IN_VIEW]), 303)

@@ -12,7 +12,6 @@ from flask import Blueprint, render_template, request
 from flask.typing import ResponseReturnValue
 
 from backend.errors import RequestError, TooManyRequestsError
-from backend.labelstudio.views import show_tasks
 from backend.page.services import ProjectView
 from backend.search import Found, Search
 
@@ -89,13 +88,12 @@ def add_search(page: Blueprint, project: str, view_of: Callable[[int], ProjectVi
         tasks = [task.id for task in view.store.tasks.named(project_id, ids)]
         if not tasks:
             raise RequestError("none of these tasks is left: search again")
-        made = show_tasks(view.client, project_id, VIEW_TITLE, tasks)
-        view.store.projects.remember_view(project_id, VIEW_TITLE, made.id)
+        address = view.show_in_label_studio(VIEW_TITLE, tasks)
         return render_template(
             "search_view.html",
             title=VIEW_TITLE,
             tasks=len(tasks),
-            address=view.label_studio.view(project_id, made.id),
+            address=address,
         )
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from backend.errors import LabelingConfigError, LabelStudioError
 from backend.labelstudio.config import Control, LabelingConfig, parse_labeling_config
+from backend.labelstudio.views import show_tasks
 from backend.page.links import LabelStudioLinks
 from backend.settings import LearningSettings
 from backend.store import Store
@@ -70,6 +71,15 @@ class ProjectView:
                 "Label Studio is not configured here: set LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY"
             )
         return self.services.client
+
+    def show_in_label_studio(self, title: str, task_ids: Collection[int]) -> str:
+        """Have a view of the Data Manager list these tasks; return where people open it.
+
+        Raises LabelStudioError.
+        """
+        view = show_tasks(self.client, self.project.id, title, task_ids)
+        self.store.projects.remember_view(self.project.id, title, view.id)
+        return self.label_studio.view(self.project.id, view.id) or view.address
 
     @property
     def config(self) -> LabelingConfig:
