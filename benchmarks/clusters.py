@@ -63,7 +63,7 @@ class Annotator:
         return int(self.call("GET", f"/api/projects/{project}/next")["id"])
 
     def annotate(self, task: int) -> int:
-        self.call("POST", f"/api/tasks/{task}/annotations/", json={"result": result(0)})
+        self.call("POST", f"/api/tasks/{task}/annotations/", json={"result": parts.result(0)})
         return task
 
     def annotate_next(self, project: int) -> int:
@@ -243,22 +243,11 @@ def new_project(owner: Annotator, tasks: int) -> tuple[int, list[int]]:
 def prediction(task: int, score: float, cluster: int | None, version: str) -> dict[str, object]:
     return {
         "task": task,
-        "result": result(task % parts.LABELS),
+        "result": parts.result(task % parts.LABELS),
         "score": score,
         "model_version": version,
         "cluster": cluster,
     }
-
-
-def result(label: int) -> list[dict[str, object]]:
-    return [
-        {
-            "from_name": "label",
-            "to_name": "image",
-            "type": "choices",
-            "value": {"choices": [f"class {label}"]},
-        }
-    ]
 
 
 if __name__ == "__main__":

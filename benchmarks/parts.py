@@ -193,3 +193,15 @@ def verdict(ratio: float, goal: float, *, at_least: bool) -> str:
 def temporary_folder() -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         yield Path(folder)
+
+
+def result(label: int) -> list[dict[str, object]]:
+    """Return what a prediction of a class says."""
+    return [
+        {
+            "from_name": "label",
+            "to_name": "image",
+            "type": "choices",
+            "value": {"choices": [f"class {label}"]},
+        }
+    ]

@@ -89,7 +89,7 @@ def measure(server: LabelStudioServer, services: Services, count: int, encoder: 
         some = [
             {
                 "task": task_id,
-                "result": result(task_id % parts.LABELS),
+                "result": parts.result(task_id % parts.LABELS),
                 "score": 0.5,
                 "model_version": f"baseline-{turn}",
             }
@@ -97,7 +97,7 @@ def measure(server: LabelStudioServer, services: Services, count: int, encoder: 
         ]
         baseline.append(parts.seconds(lambda some=some: client.import_predictions(project, some)))
         for task_id in ids[turn * 20 : turn * 20 + 20]:
-            body = {"result": result(task_id % parts.LABELS)}
+            body = {"result": parts.result(task_id % parts.LABELS)}
             http.post(f"/api/tasks/{task_id}/annotations/", json=body).raise_for_status()
         started = time.perf_counter()
         run(services, project, Kind.TRAIN)
@@ -157,17 +157,6 @@ def embed(services: Services, project: int, encoder: Encoder) -> None:
             dict(zip(contents, vectors, strict=True)),
             {},
         )
-
-
-def result(label: int) -> list[dict[str, object]]:
-    return [
-        {
-            "from_name": "label",
-            "to_name": "image",
-            "type": "choices",
-            "value": {"choices": [f"class {label}"]},
-        }
-    ]
 
 
 if __name__ == "__main__":
