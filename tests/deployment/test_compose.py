@@ -81,7 +81,16 @@ def test_each_service_runs_a_command_that_exists_and_is_in_the_readme(
 
 def test_each_service_is_given_settings_that_exist(services: dict[str, Any]) -> None:
     for service in ours(services).values():
-        check_settings(sorted(service["environment"].keys() - FOREIGN))
+        check_settings(sorted(service["environment"].keys() - FOREIGN - passwords_of_others()))
+
+
+def test_the_backend_is_not_given_the_passwords_of_other_services(
+    services: dict[str, Any],
+) -> None:
+    assert passwords_of_others() == {"GRAFANA_PASSWORD", "LABEL_STUDIO_PASSWORD"}
+    for service in ours(services).values():
+        # What is set here is taken, whatever `env_file` says.
+        assert {service["environment"][name] for name in passwords_of_others()} == {""}
 
 
 def test_what_is_waited_for_has_a_check_or_ends(services: dict[str, Any]) -> None:
@@ -160,6 +169,12 @@ def documented() -> dict[str, str]:
     lines = (ROOT / ".env.example").read_text().splitlines()
     assert all(not line or line.startswith("#") for line in lines)
     return dict(re.findall(r"^#([A-Za-z_]+)=(.*)$", "\n".join(lines), re.MULTILINE))
+
+
+def passwords_of_others() -> set[str]:
+    """Return the variables with passwords that the backend does not read."""
+    settings = {name.upper() for name in Settings.model_fields}
+    return {name for name in documented().keys() - settings if name.endswith("_PASSWORD")}
 
 
 def interpolated() -> dict[str, str]:
