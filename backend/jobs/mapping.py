@@ -43,6 +43,9 @@ MOST = 20_000
 # Looked up and predicted in one step.
 CHUNK = 1000
 
+# In seconds: another worker embeds pictures that are to be on the map.
+_GROWN_AFTER = 5.0
+
 # A map stays as it is while it has so many of the landmarks that it is to be drawn by.
 _STILL_THERE = 0.8
 
@@ -59,6 +62,11 @@ def draw_map(services: Services, claim: Claim) -> None:
     if version is None or not config.controls or not fits(version, config, encoder):
         # The map that is asked for again once the next version is there.
         return
+    if _is_growing(services, project_id):
+        store.requests.add(claim.request, delay=_GROWN_AFTER)
+        return
+    # Counted first: what is imported from now on makes the map one of fewer tasks than there are.
+    total = store.tasks.progress(project_id, None).tasks
     tasks = store.tasks.some(project_id, MOST)
     seen = _look_at(services, claim, tasks, config, version)
     if seen is None:
@@ -69,7 +77,6 @@ def draw_map(services: Services, claim: Claim) -> None:
     # Which pictures: those of the first control.
     source = f"{encoder} {config.controls[0].image}"
     projection = _begun(services, project_id, source, seen)
-    total = store.tasks.progress(project_id, None).tasks
     while True:
         drawn = EmbeddingMap(
             source=source,
@@ -181,6 +188,12 @@ def _begun(services: Services, project_id: int, source: str, seen: _Seen) -> Pro
     places = np.full((len(rows), 2), np.nan, np.float32)
     places[rows >= 0] = before.places[rows[rows >= 0]]
     return Projection(seen.vectors, places, before.rounds)
+
+
+def _is_growing(services: Services, project_id: int) -> bool:
+    waiting = services.store.requests.waiting(project_id, (Kind.SYNC, Kind.EMBED))
+    # What fails may go on failing, and is not waited for.
+    return any(not each.attempts for each in waiting)
 
 
 def _should_make_way(services: Services, claim: Claim) -> bool:

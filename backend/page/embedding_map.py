@@ -27,7 +27,8 @@ _UNCERTAINTY = "uncertainty"
 
 _WIDTH = 2000
 
-# A version that lives for seconds, while people annotate, is not worth a map.
+# A version that lives for seconds, while people annotate, is not worth a map, nor is each part of
+# an import.
 _RECOLOUR_AFTER = 20.0
 
 
@@ -60,7 +61,11 @@ def embedding_map(view: ProjectView) -> ShownMap:
     drawn = None if found is None else map_from_bytes(found.content)
     active = view.project.model_version
     is_current = (
-        found is not None and drawn is not None and drawn.done and found.model_version == active
+        found is not None
+        and drawn is not None
+        and drawn.done
+        and found.model_version == active
+        and drawn.tasks == view.store.tasks.progress(view.project.id, None).tasks
     )
     if not is_current and active is not None and view.project.connected:
         _ask(view, delay=_RECOLOUR_AFTER if drawn is not None and drawn.done else 0.0)

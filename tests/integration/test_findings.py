@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from backend.errors import LabelStudioError
 from backend.jobs import mapping
 from backend.jobs import refresh as refresh_module
 from backend.jobs.services import Services
@@ -272,6 +273,28 @@ def test_a_map_makes_way_for_what_is_more_urgent_and_goes_on_afterwards(
 
     assert drawn(store).done
     assert waiting(store) <= {Kind.RECONCILE}
+
+
+def test_a_map_waits_for_pictures_that_are_being_embedded_unless_that_fails(
+    services: Services, store: Store, label_studio: FakeLabelStudio
+) -> None:
+    label_studio.add_tasks(*shades(6))
+    predicted_and_settled(store)
+    embedding = Request(PROJECT, Kind.EMBED, 3)
+    store.requests.add(embedding)
+
+    with store.requests.claimed(embedding) as claim:
+        assert claim is not None
+        do(store, Kind.MAP)
+        assert store.findings.get(PROJECT, FindingKind.MAP) is None
+        assert {Kind.MAP} <= waiting(store)
+    store.requests.add(embedding)
+    with pytest.raises(LabelStudioError), store.requests.claimed(embedding):
+        raise LabelStudioError("it does not answer")
+    store.requests.add(Request(PROJECT, Kind.MAP))
+    perform(PROJECT, Kind.MAP.value, 0)
+
+    assert drawn(store).done
 
 
 def test_a_map_that_was_left_goes_on_where_it_was(

@@ -437,6 +437,7 @@ def draw(
 ) -> str:
     """Publish a version and keep a map of it; return the version's name."""
     version = publish(store, {"colour": {"labels": 3}}, labels=("red", "blue"))
+    add_tasks(store, *range(100, 100 + count))
     generator = np.random.default_rng(0)
     predicted = (np.arange(count) % len(choices)).astype(np.int32)
     given = np.where(np.arange(count) % 3 == 0, predicted, NO_CHOICE).astype(np.int32)
@@ -514,6 +515,21 @@ def test_a_map_of_an_older_version_is_coloured_again_after_a_while(
     (waiting,) = store.requests.waiting(PROJECT)
     assert waiting.request.kind is Kind.MAP
     assert store.requests.due() == []
+
+
+def test_a_map_of_fewer_or_more_tasks_than_there_are_is_drawn_again_after_a_while(
+    page: FlaskClient, store: Store
+) -> None:
+    draw(store)
+    for ids in (range(100, 131), range(100, 129)):
+        add_tasks(store, *ids)
+
+        assert "30 images" in " ".join(panel(page, "map").split())
+
+        (waiting,) = store.requests.waiting(PROJECT)
+        assert waiting.request.kind is Kind.MAP
+        assert store.requests.due() == []
+        store.requests.forget(PROJECT)
 
 
 def test_a_project_without_a_version_has_no_map(page: FlaskClient, store: Store) -> None:
