@@ -1,11 +1,13 @@
-"""Processes of ours: which of them end together, and which exclude each other."""
+"""Processes and threads of ours: which end together, exclude each other, or give way."""
 
 from __future__ import annotations
 
 import ctypes
 import fcntl
+import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,11 +16,25 @@ from backend.errors import SettingsError
 
 _PR_SET_PDEATHSIG = 1
 
+# A tenth of the time of a thread that answers somebody, where both want the same core.
+_NICENESS = 10
+
 
 def end_with_parent() -> None:
     """Ask the kernel to stop this process with its parent, however that one ends (Linux only)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def give_way() -> None:
+    """Have the calling thread, and those that it starts, compute when others need no core.
+
+    For threads that only compute: one that holds a lock meanwhile would let others wait for it
+    longer. Linux only, elsewhere a process has one priority.
+    """
+    if sys.platform == "linux":
+        thread = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + _NICENESS)
 
 
 @contextmanager

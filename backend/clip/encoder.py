@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from backend.clip.hardware import find_device, find_precision
 from backend.errors import EncoderError
+from backend.processes import give_way
 
 if TYPE_CHECKING:
     import torch
@@ -85,7 +86,7 @@ class Encoder:
     def _prepare(self) -> None:
         self._model_for_pictures = _for_pictures(self.model, self.precision)
         # Always the same: each thread that computes has others of its own to share the work with.
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="encode")
+        self._thread = ThreadPoolExecutor(1, "encode", give_way)
         self._waiting: deque[_Waiting] = deque()
         self._vectors_of_texts = lru_cache(_REMEMBERED)(self._encode_texts)
 

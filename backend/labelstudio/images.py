@@ -29,6 +29,7 @@ from backend.errors import (
 )
 from backend.labelstudio.decoding import ImageLimits
 from backend.labelstudio.transport import PictureTransport
+from backend.processes import give_way
 
 _MAX_REDIRECTS = 5
 _REMEMBERED = 100_000
@@ -81,7 +82,7 @@ class ImageFetcher:
         # Each refresh asks for the same addresses again, and taking one apart costs as much as
         # predicting it.
         self._locate = lru_cache(maxsize=_REMEMBERED)(self._locate_uncached)
-        self._threads = ThreadPoolExecutor(connections, thread_name_prefix="image")
+        self._threads = ThreadPoolExecutor(connections, "image", give_way)
         self._client = httpx.Client(
             headers={"User-Agent": "label-studio-clip-backend", "Accept-Encoding": "identity"},
             transport=PictureTransport(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -99,6 +100,17 @@ def test_threads_that_wait_are_served_together(encoder: Encoder, monkeypatch) ->
 
     assert sizes == [1, 7]
     np.testing.assert_allclose(vectors, expected, atol=1e-5)
+
+
+def test_what_encodes_gives_way_to_what_people_wait_for(encoder: Encoder) -> None:
+    def niceness(*_batch: object) -> None:
+        seen.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+
+    seen: list[int] = []
+    niceness()
+    encoder.encode_preprocessed([encoder.preprocess(Image.new("RGB", (64, 64)))], niceness)
+
+    assert seen[1] > seen[0]
 
 
 def test_a_batch_that_fails_fails_for_all_that_are_in_it_and_for_nobody_else(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import socket
 import threading
 from collections.abc import Iterator
@@ -393,6 +394,17 @@ def test_many_pictures_are_fetched_at_the_same_time(serve) -> None:
     url = serve(answer).url
     with fetcher_for(None, connections=4) as fetcher:
         assert list(fetcher.fetch_all([(url, None)] * 8, bytes, ahead=8)) == [PICTURE] * 8
+
+
+def test_what_decodes_many_pictures_gives_way_to_what_people_wait_for(serve) -> None:
+    def niceness(_body: bytes) -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    url = serve().url
+    with fetcher_for(None) as fetcher:
+        decoding = list(fetcher.fetch_all([(url, None)] * 4, niceness, ahead=4))
+
+    assert all(each > niceness(b"") for each in decoding)
 
 
 def test_few_pictures_are_held_however_many_are_wanted(serve) -> None:
