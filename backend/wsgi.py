@@ -1,4 +1,4 @@
-"""What gunicorn loads: `gunicorn --worker-class gthread 'backend.wsgi:create()'`."""
+"""What gunicorn loads, with `--worker-class backend.api.connections.Worker`: `create()`."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ class Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
         """Set gunicorn's options."""
         options: dict[str, Any] = {
             "bind": f"{self._settings.host}:{self._settings.port}",
-            "worker_class": "gthread",
+            "worker_class": "backend.api.connections.Worker",
             "workers": 1,
             "threads": self._settings.threads,
             # Loading CLIP holds the interpreter for seconds at a time on a busy machine.

@@ -11,13 +11,15 @@ from __future__ import annotations
 import hmac
 import logging
 from hashlib import sha256
+from typing import NoReturn
 
 from flask import Request
 
+from backend.api.connections import body_is_here
 from backend.api.failed_logins import FailedLogins, address_of
 from backend.errors import AuthenticationError
 from backend.settings import Settings
-from backend.store.projects import Project
+from backend.store.projects import Project, Projects
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +40,29 @@ def check_basic_auth(settings: Settings, request: Request, passwords: FailedLogi
         raise AuthenticationError("basic auth is needed: BASIC_AUTH_USER and BASIC_AUTH_PASS")
 
 
+def check_sender(
+    settings: Settings,
+    request: Request,
+    projects: Projects,
+    passwords: FailedLogins,
+    secrets: FailedLogins,
+) -> None:
+    """Let nobody without a secret of any project keep a thread waiting for a webhook's body.
+
+    Which project it is of, only the body tells. Raises as `check_webhook` does.
+    """
+    if body_is_here(request) or not _must_prove(settings, request, passwords):
+        return
+    if SECRET_HEADER in request.headers:
+        sent = digest(request.headers[SECRET_HEADER])
+        right = _is_shared_secret(settings, sent) or projects.have_webhook_digest(sent)
+        # An old secret of one project is not to lock out the others of the same Label Studio.
+        secrets.judge((address_of(request.remote_addr), sent), right=right)
+        if right:
+            return
+    _refuse(None)
+
+
 def check_webhook(
     settings: Settings,
     request: Request,
@@ -49,22 +74,36 @@ def check_webhook(
 
     Raises AuthenticationError, or TooManyRequestsError where too many proofs were wrong.
     """
-    if not settings.requires_auth:
+    if not _must_prove(settings, request, passwords):
         return
-    if settings.basic_auth_user is not None and _logs_in(settings, request, passwords):
-        return
-    sent = request.headers.get(SECRET_HEADER)
-    if sent is not None:
-        if settings.webhook_secret is not None:
-            expected = digest(settings.webhook_secret.get_secret_value())
-        else:
-            expected = (project.webhook_digest if project is not None else None) or ""
-        right = hmac.compare_digest(digest(sent), expected)
+    if SECRET_HEADER in request.headers:
+        sent = digest(request.headers[SECRET_HEADER])
+        kept = (project.webhook_digest if project is not None else None) or ""
+        right = (
+            hmac.compare_digest(sent, kept)
+            if settings.webhook_secret is None
+            else _is_shared_secret(settings, sent)
+        )
         # One Label Studio sends the webhooks of several projects, and some may have been forgotten.
         client = (address_of(request.remote_addr), None if project is None else project.id)
         secrets.judge(client, right=right)
         if right:
             return
+    _refuse(project)
+
+
+def _must_prove(settings: Settings, request: Request, passwords: FailedLogins) -> bool:
+    if not settings.requires_auth:
+        return False
+    return settings.basic_auth_user is None or not _logs_in(settings, request, passwords)
+
+
+def _is_shared_secret(settings: Settings, sent: str) -> bool:
+    secret = settings.webhook_secret
+    return secret is not None and hmac.compare_digest(sent, digest(secret.get_secret_value()))
+
+
+def _refuse(project: Project | None) -> NoReturn:
     where = project.id if project is not None else "ID"
     log.warning(
         "webhook refused project=%s: it carries no valid %s header; "

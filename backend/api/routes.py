@@ -19,7 +19,7 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 from backend import __version__
 from backend.api import messages, openapi
 from backend.api.actions import Actions
-from backend.api.auth import check_basic_auth, check_webhook
+from backend.api.auth import check_basic_auth, check_sender, check_webhook
 from backend.api.failed_logins import FailedLogins
 from backend.api.load import LARGEST_BODY, Bodies, PredictSlots
 from backend.api.monitoring import Metrics
@@ -154,10 +154,12 @@ def _protocol(services: ApiServices, metrics: Metrics, bounds: _Bounds) -> Bluep
 
     @protocol.post("/webhook")
     def webhook() -> Response:
+        logins = bounds.passwords, bounds.secrets
+        check_sender(services.settings, request, store.projects, *logins)
         body = parsed(messages.WebhookRequest)
         project_id = body.project_id
         project = store.projects.get(project_id)
-        check_webhook(services.settings, request, project, bounds.passwords, bounds.secrets)
+        check_webhook(services.settings, request, project, *logins)
         if project is not None and not project.connected:
             return _answer({"status": "ignored: the project is not connected"})
         actions.note(body.action, project_id, project, body.label_config)

@@ -59,6 +59,13 @@ class Projects:
             rows = connection.execute(sa.select(projects).order_by(projects.c.id))
             return [Project(**row._mapping) for row in rows]
 
+    def have_webhook_digest(self, digest: str) -> bool:
+        """Tell whether a webhook's secret with this digest is kept for any project."""
+        with self._database.read() as connection:
+            return bool(
+                connection.scalar(sa.select(sa.exists().where(projects.c.webhook_digest == digest)))
+            )
+
     def set_up(
         self,
         project_id: int,

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import socket
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler
-from pathlib import Path
 
 import httpx
 import pytest
@@ -18,7 +16,7 @@ import pytest
 from tests.integration.conftest import PATIENCE, data_uri, png, wait_until
 from tests.integration.fetching import Answer, Server, respond
 from tests.integration.hostile import CONFIG
-from tests.integration.test_supervisor import environment
+from tests.integration.served import served
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs fork and signals")
 
@@ -27,34 +25,15 @@ SLOTS = 2
 
 @pytest.fixture(scope="module")
 def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    folder = tmp_path_factory.mktemp("served")
-    variables = environment(
-        folder,
-        THREADS="4",
-        PREDICT_THREADS=str(SLOTS),
-        IMAGE_TIMEOUT="600",
-        IMAGE_CONNECTIONS="8",
-        IMAGE_HOSTS="127.0.0.1",
-    )
-    port = int(variables["PORT"])
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "backend.cli", "serve"], env=variables, stderr=log
-        )
-    try:
-        wait_until(lambda: ready(port), "the encoder is loaded")
+    variables = {
+        "THREADS": "4",
+        "PREDICT_THREADS": str(SLOTS),
+        "IMAGE_TIMEOUT": "600",
+        "IMAGE_CONNECTIONS": "8",
+        "IMAGE_HOSTS": "127.0.0.1",
+    }
+    with served(tmp_path_factory.mktemp("served"), **variables) as port:
         yield port
-        log_text = Path(folder / "log").read_text()
-        assert "Traceback" not in log_text, log_text
-    finally:
-        process.terminate()
-        process.wait(PATIENCE)
-
-
-def ready(port: int) -> bool:
-    with suppress(httpx.HTTPError):
-        return bool(httpx.get(f"http://127.0.0.1:{port}/health").json()["encoder"] == "ready")
-    return False
 
 
 def predict(port: int, image: str) -> httpx.Response:
@@ -148,4 +127,4 @@ def test_a_request_that_is_not_http_is_refused(
                 answer += piece
 
     assert answer.startswith(b"HTTP/1.1 " + status), answer[:200]
-    assert ready(port)
+    assert httpx.get(f"http://127.0.0.1:{port}/health", timeout=PATIENCE).status_code == 200

@@ -1,0 +1,225 @@
+"""Connections that are slow cost no thread: nobody without credentials can take them all.
+
+gunicorn's threads wait for requests to come in, and its loop for clients to hang up: a few clients
+that send nothing, or never close, keep everybody else out. Here the loop collects a request first,
+a thread waits for the rest of a large body only as long as it comes, and those that do not hang up
+are waited for by the loop beside everything else.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
+from http import HTTPStatus
+from io import SEEK_END
+from selectors import EVENT_READ
+from typing import Any
+
+from flask import Request
+from gunicorn import util
+from gunicorn.http.unreader import SocketUnreader
+from gunicorn.workers.gthread import TConn, ThreadWorker
+
+# Seconds for the head of a request, with its body where that is small.
+COLLECTED_WITHIN = 20.0
+
+# Bytes of a body that are collected before a thread takes the request.
+SMALL_BODY = 64 * 1024
+
+# Browsers send the cookies of whatever else is on the host.
+LARGEST_HEAD = 64 * 1024
+
+# A thread waits for a large body for so many seconds in all, and one more for so many bytes.
+PATIENCE = 20.0
+SLOWEST = 64 * 1024
+
+# Seconds until a client has taken what is written to it.
+TAKEN_WITHIN = 30.0
+
+# Who is closed too early may never see the answer (RFC 9112, section 9.6).
+HUNG_UP_WITHIN = 2.0
+DISCARDED = 1024 * 1024
+
+_PIECE = 64 * 1024
+_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]+)[ \t]*(?:\r\n|$)", re.IGNORECASE)
+_EXPECTS = re.compile(rb"\r\nexpect:", re.IGNORECASE)
+
+
+def body_is_here(request: Request) -> bool:
+    """Tell whether a request's body was collected before, so that reading it waits for nobody."""
+    length = request.content_length
+    return length is not None and length <= SMALL_BODY and "Expect" not in request.headers
+
+
+class Reader(SocketUnreader):  # type: ignore[misc]  # gunicorn has no types
+    """What a client sends: collected by the loop at first, then read by a thread."""
+
+    def __init__(self, sock: socket.socket, patience: float = PATIENCE) -> None:
+        super().__init__(sock)
+        self._patience = patience
+        self.start()
+
+    def start(self) -> None:
+        """Expect another request."""
+        self._waited = 0.0
+        self._received = 0
+        self._answered = False
+
+    def finish(self) -> None:
+        """Wait for no more of this request: it is answered."""
+        self._answered = True
+
+    def collect(self) -> bool:
+        """Take what has come, without waiting; return whether a thread can go on with it."""
+        try:
+            piece = self.sock.recv(_PIECE)
+        except BlockingIOError:
+            return self.is_collected
+        except OSError:
+            return True
+        self.buf.seek(0, SEEK_END)
+        self.buf.write(piece)
+        return not piece or self.is_collected
+
+    @property
+    def is_collected(self) -> bool:
+        """Whether the request is here, as far as the loop waits for it."""
+        head, found, body = self._request().partition(b"\r\n\r\n")
+        if not found:
+            return False
+        length = _LENGTH.search(head)
+        if length is None or _EXPECTS.search(head) is not None:
+            return True
+        digits = length[1].lstrip(b"0") or b"0"
+        return len(digits) > len(str(SMALL_BODY)) or len(body) >= min(int(digits), SMALL_BODY)
+
+    @property
+    def has_too_large_a_head(self) -> bool:
+        """Whether there is more of a head than any client sends, and still not all."""
+        request = self._request()
+        return len(request) > LARGEST_HEAD and b"\r\n\r\n" not in request
+
+    def chunk(self, size_hint: int | None = None) -> bytes:
+        """Read from the socket. Raises TimeoutError where it comes too slowly."""
+        left = self._patience + self._received / SLOWEST - self._waited
+        if self._answered or left <= 0:
+            raise TimeoutError("the client sends too slowly")
+        limit = self.sock.gettimeout()
+        self.sock.settimeout(left if limit is None else min(left, limit))
+        started = time.monotonic()
+        try:
+            piece: bytes = super().chunk(size_hint)
+        finally:
+            self._waited += time.monotonic() - started
+            self.sock.settimeout(limit)
+        self._received += len(piece)
+        return piece
+
+    def _request(self) -> bytes:
+        # Empty lines before a request are allowed (RFC 9112, section 2.2).
+        request: bytes = self.buf.getvalue().lstrip(b"\r\n")
+        return request
+
+
+class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
+    """Gunicorn's worker with threads, where only the loop waits for clients."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._leaving: deque[TConn] = deque()
+
+    def enqueue_req(self, conn: TConn) -> None:
+        """Give a connection a thread as soon as its request is here."""
+        if not conn.initialized:
+            conn.init()
+            conn.parser.unreader = Reader(conn.sock)
+        conn.sock.setblocking(False)
+        reader = conn.parser.unreader
+        reader.start()
+        if reader.collect():
+            super().enqueue_req(conn)
+        else:
+            self._wait(conn, self.pending_conns, COLLECTED_WITHIN, self._collect)
+
+    def _collect(self, conn: TConn, sock: socket.socket) -> None:
+        reader = conn.parser.unreader
+        if reader.collect():
+            self._forget(conn, self.pending_conns)
+            super().enqueue_req(conn)
+        elif reader.has_too_large_a_head:
+            self._forget(conn, self.pending_conns)
+            status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+            util.write_error(sock, status.value, status.phrase, "")
+            self._hang_up(conn)
+
+    def handle_request(self, req: Any, conn: TConn) -> bool:
+        """Answer a request, as long as the client takes the answer."""
+        conn.sock.settimeout(TAKEN_WITHIN)
+        keep: bool = super().handle_request(req, conn)
+        conn.parser.unreader.finish()
+        return keep
+
+    def finish_request(self, conn: TConn, fs: Future[Any]) -> None:
+        """Keep a connection, or close it without waiting for the client to do so."""
+        if fs.cancelled() or fs.exception() is not None or not fs.result():
+            self._hang_up(conn)
+        else:
+            super().finish_request(conn, fs)
+
+    def murder_pending(self) -> None:
+        """Close connections whose time is up."""
+        super().murder_pending()
+        now = time.monotonic()
+        while self._leaving and self._leaving[0].timeout <= now:
+            self._close(self._leaving[0])
+
+    def _cap_keepalive(self, deadline: float) -> None:
+        # Called once, on the way to a stop: browsers open connections in advance.
+        super()._cap_keepalive(deadline)
+        for conn in self.pending_conns:
+            conn.timeout = min(conn.timeout, deadline)
+
+    def _hang_up(self, conn: TConn) -> None:
+        conn.left = DISCARDED
+        self._wait(conn, self._leaving, HUNG_UP_WITHIN, self._discard)
+        try:
+            conn.sock.setblocking(False)
+            conn.sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            self._close(conn)
+
+    def _discard(self, conn: TConn, sock: socket.socket) -> None:
+        try:
+            size = len(sock.recv(_PIECE))
+        except BlockingIOError:
+            return
+        except OSError:
+            size = 0
+        conn.left -= size
+        if size == 0 or conn.left <= 0:
+            self._close(conn)
+
+    def _close(self, conn: TConn) -> None:
+        self._forget(conn, self._leaving)
+        self.nr_conns -= 1
+        conn.close()
+
+    def _wait(
+        self,
+        conn: TConn,
+        among: deque[TConn],
+        seconds: float,
+        come: Callable[[TConn, socket.socket], None],
+    ) -> None:
+        conn.timeout = time.monotonic() + seconds
+        among.append(conn)
+        self.poller.register(conn.sock, EVENT_READ, partial(come, conn))
+
+    def _forget(self, conn: TConn, among: deque[TConn]) -> None:
+        self.poller.unregister(conn.sock)
+        among.remove(conn)
