@@ -17,7 +17,7 @@ from backend.instruments import Instruments
 from backend.labelstudio.config import Control, LabelingConfig
 from backend.labelstudio.decoding import ImageLimits, decode
 from backend.labelstudio.task_data import image_source
-from backend.store.embeddings import Embeddings, Failure, Vector
+from backend.store.embeddings import LONGEST_PAUSE, Embeddings, Failure, Vector
 from backend.store.tasks import Task
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 Used = TypeVar("Used")
 
 # A broken picture may be replaced under its address, but not every minute.
-BROKEN_FOR = 3600.0
+BROKEN_FOR = LONGEST_PAUSE
 UNREACHABLE_FOR = 30.0
 
 

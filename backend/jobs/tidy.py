@@ -15,7 +15,7 @@ from backend.errors import LabelingConfigError
 from backend.jobs.services import Services
 from backend.labelstudio.config import LabelingConfig, parse_labeling_config
 from backend.store.projects import Project
-from backend.store.requests import Claim, Kind
+from backend.store.requests import SKEW, Claim, Kind
 
 log = logging.getLogger(__name__)
 
@@ -46,15 +46,20 @@ def tidy(services: Services, claim: Claim) -> None:
 
 
 def _to_mark(services: Services) -> Project | None:
-    fresh = time.time() - EVERY / 2
     return next(
         (
             project
             for project in services.store.projects.all()
-            if project.connected and (project.marked_at or 0.0) < fresh
+            if project.connected and not _is_recent(project.marked_at or 0.0)
         ),
         None,
     )
+
+
+def _is_recent(then: float) -> bool:
+    # What lies ahead was written before the clock went back.
+    now = time.time()
+    return now - EVERY / 2 <= then <= now + SKEW
 
 
 def _mark(services: Services, claim: Claim, project: Project) -> bool:
@@ -62,8 +67,12 @@ def _mark(services: Services, claim: Claim, project: Project) -> bool:
     store = services.store
     config_digest = sha256(project.label_config.encode(errors="replace")).hexdigest()
     marking = project.marking
-    if marking is None or marking["label_config"] != config_digest:
+    if (
+        marking is None
+        or marking["began_at"] > time.time() + SKEW
         # Another config may look at other pictures of the tasks.
+        or marking["label_config"] != config_digest
+    ):
         marking = {"began_at": time.time(), "after": -1, "label_config": config_digest}
     config = _config(project)
     for page in store.tasks.all(project.id, after=marking["after"]):

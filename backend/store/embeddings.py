@@ -16,10 +16,15 @@ import numpy as np
 import sqlalchemy as sa
 from numpy.typing import NDArray
 
+from backend.store.requests import SKEW
 from backend.store.schema import Database, embeddings, images
 
 # Stays below SQLite's and PostgreSQL's limits on parameters of one statement.
 CHUNK = 1000
+
+# Seconds that nobody tries a picture again. A time further ahead was written before the clock went
+# back, and is not waited for.
+LONGEST_PAUSE = 3600.0
 
 # float16 keeps a unit vector's cosines to within 1e-3 at a quarter of float64's size.
 STORED = np.dtype("<f2")
@@ -29,7 +34,10 @@ Vector = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Failure:
-    """A picture that could not be had; until `retry_at` (Unix time) nobody tries again."""
+    """A picture that could not be had; until `retry_at` (Unix time) nobody tries again.
+
+    That is within `LONGEST_PAUSE`.
+    """
 
     message: str
     retry_at: float
@@ -65,7 +73,7 @@ class Embeddings:
                     if vector is not None:
                         stored.append(by_digest[source])
                         vectors.append(vector)
-                    elif error is not None and retry_at > now:
+                    elif error is not None and now < retry_at <= now + LONGEST_PAUSE + SKEW:
                         found[by_digest[source]] = Failure(error, retry_at)
         if stored:
             # One encoder's are of one size.

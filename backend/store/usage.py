@@ -12,7 +12,7 @@ from typing import TypeVar
 import sqlalchemy as sa
 
 from backend.store.embeddings import digest
-from backend.store.requests import NO_PROJECT
+from backend.store.requests import NO_PROJECT, SKEW
 from backend.store.schema import (
     Database,
     embeddings,
@@ -49,8 +49,10 @@ class Usage:
     def mark(self, sources: Iterable[str], since: float) -> None:
         """Mark pictures as in use that were not marked or saved since a time (Unix time)."""
         digests = iter(sorted({digest(source) for source in sources}))
+        # What lies ahead was written before the clock went back.
+        is_stale = sa.or_(images.c.used_at < since, images.c.used_at > time.time() + SKEW)
         while chunk := list(islice(digests, CHUNK)):
-            stale = sa.and_(self._database.among(images.c.source, chunk), images.c.used_at < since)
+            stale = sa.and_(self._database.among(images.c.source, chunk), is_stale)
             with self._database.write() as connection:
                 # In the order in which pictures are saved, so that neither waits for the other.
                 found = list(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from backend.store import Store
-from backend.store.embeddings import Failure, Vector
+from backend.store.embeddings import LONGEST_PAUSE, Failure, Vector
 
 ENCODER = "tiny-0123-float32"
 
@@ -83,6 +83,18 @@ def test_a_failure_holds_until_its_time(store: Store) -> None:
 
     found = store.embeddings.find(ENCODER, ["http://gone", "http://busy"])
     assert found == {"http://gone": lasting}
+
+
+def test_a_clock_that_goes_back_has_failures_tried_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ahead = time.time()
+    store.embeddings.save(ENCODER, {}, {}, {"http://a": Failure("gone", ahead + LONGEST_PAUSE)})
+    assert set(store.embeddings.find(ENCODER, ["http://a"])) == {"http://a"}
+
+    monkeypatch.setattr(time, "time", lambda: ahead - 86_400)
+
+    assert store.embeddings.find(ENCODER, ["http://a"]) == {}
 
 
 @pytest.mark.parametrize("message", ["a\0b", "\udcff", "x" * 100_000])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from hashlib import sha256
 
 import pytest
 import sqlalchemy as sa
@@ -107,6 +108,27 @@ def test_a_picture_that_no_task_has_goes_after_the_time_and_not_before(services:
     tidy(services)
     assert kept(services, RED, GREEN) == [RED]
     assert services.store.embeddings.count() == 1
+
+
+@pytest.mark.parametrize("in_a_round", [False, True])
+def test_a_clock_that_goes_back_keeps_nothing_longer(services: Services, in_a_round: bool) -> None:
+    project(services, ONE, RED, GREEN)
+    tidy(services)
+    if in_a_round:
+        marking = {
+            "began_at": time.time() + 400 * DAY,
+            "after": -1,
+            "label_config": sha256(CONFIG.encode()).hexdigest(),
+        }
+        services.store.projects.update(ONE, marking=marking)
+
+    days_pass(services.store, -400)
+    tidy(services)
+    services.store.tasks.remove(ONE, [1001])
+    days_pass(services.store, 31)
+    tidy(services)
+
+    assert kept(services, RED, GREEN) == [RED]
 
 
 def test_a_picture_stays_while_one_of_its_projects_has_it(services: Services) -> None:
