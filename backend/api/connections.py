@@ -66,6 +66,7 @@ class Reader(SocketUnreader):  # type: ignore[misc]  # gunicorn has no types
 
     def start(self) -> None:
         """Expect another request."""
+        self.hung_up = False
         self._waited = 0.0
         self._received = 0
         self._answered = False
@@ -81,10 +82,11 @@ class Reader(SocketUnreader):  # type: ignore[misc]  # gunicorn has no types
         except BlockingIOError:
             return self.is_collected
         except OSError:
-            return True
+            piece = b""
         self.buf.seek(0, SEEK_END)
         self.buf.write(piece)
-        return not piece or self.is_collected
+        self.hung_up = not piece
+        return self.hung_up or self.is_collected
 
     @property
     def is_collected(self) -> bool:
@@ -142,7 +144,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         reader = conn.parser.unreader
         reader.start()
         if reader.collect():
-            super().enqueue_req(conn)
+            self._go_on(conn)
         else:
             self._wait(conn, self.pending_conns, COLLECTED_WITHIN, self._collect)
 
@@ -150,12 +152,19 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         reader = conn.parser.unreader
         if reader.collect():
             self._forget(conn, self.pending_conns)
-            super().enqueue_req(conn)
+            self._go_on(conn)
         elif reader.has_too_large_a_head:
             self._forget(conn, self.pending_conns)
             status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
             util.write_error(sock, status.value, status.phrase, "")
             self._hang_up(conn)
+
+    def _go_on(self, conn: TConn) -> None:
+        reader = conn.parser.unreader
+        if reader.hung_up and not reader.buf.tell():
+            self._close(conn)
+        else:
+            super().enqueue_req(conn)
 
     def handle_request(self, req: Any, conn: TConn) -> bool:
         """Answer a request, as long as the client takes the answer."""
@@ -176,7 +185,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         super().murder_pending()
         now = time.monotonic()
         while self._leaving and self._leaving[0].timeout <= now:
-            self._close(self._leaving[0])
+            self._leave(self._leaving[0])
 
     def _cap_keepalive(self, deadline: float) -> None:
         # Called once, on the way to a stop: browsers open connections in advance.
@@ -191,7 +200,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
             conn.sock.setblocking(False)
             conn.sock.shutdown(socket.SHUT_WR)
         except OSError:
-            self._close(conn)
+            self._leave(conn)
 
     def _discard(self, conn: TConn, sock: socket.socket) -> None:
         try:
@@ -202,10 +211,13 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
             size = 0
         conn.left -= size
         if size == 0 or conn.left <= 0:
-            self._close(conn)
+            self._leave(conn)
+
+    def _leave(self, conn: TConn) -> None:
+        self._forget(conn, self._leaving)
+        self._close(conn)
 
     def _close(self, conn: TConn) -> None:
-        self._forget(conn, self._leaving)
         self.nr_conns -= 1
         conn.close()
 
