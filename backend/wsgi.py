@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import resource
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -132,6 +133,19 @@ def _load_encoder(settings: Settings) -> Encoder:
 _SWITCH_INTERVAL = 0.0005
 
 
+# Connections that are held open, and files that are left for all else: a connection too many must
+# not be what keeps the database from being opened.
+_CONNECTIONS = 1000
+_FILES = 200
+
+
+def _most_connections(threads: int) -> int:
+    may_open, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if may_open == resource.RLIM_INFINITY:
+        return _CONNECTIONS
+    return max(threads + 1, min(_CONNECTIONS, may_open - _FILES))
+
+
 class _Logger(GunicornLogger):  # type: ignore[misc]  # gunicorn has no types
     """Leaves gunicorn's events to our own log."""
 
@@ -155,6 +169,7 @@ class Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
             "worker_class": "backend.api.connections.Worker",
             "workers": 1,
             "threads": self._settings.threads,
+            "worker_connections": _most_connections(self._settings.threads),
             # Loading CLIP holds the interpreter for seconds at a time on a busy machine.
             "timeout": 120,
             "graceful_timeout": 25,
@@ -163,6 +178,8 @@ class Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
             "keepalive": 75,
             "loglevel": "warning",
             "control_socket_disable": True,
+            # By default anybody on this machine could say under which path it is served.
+            "forwarder_headers": "",
             "logger_class": _Logger,
             "errorlog": None,
         }

@@ -8,15 +8,18 @@ are waited for by the loop beside everything else.
 
 from __future__ import annotations
 
+import errno
+import logging
 import re
+import select
 import socket
 import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
-from io import SEEK_END
 from selectors import EVENT_READ
 from typing import Any
 
@@ -25,10 +28,12 @@ from gunicorn import util
 from gunicorn.http.unreader import SocketUnreader
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
+log = logging.getLogger(__name__)
+
 # Seconds for the head of a request, with its body where that is small.
 COLLECTED_WITHIN = 20.0
 
-# Bytes of a body that are collected before a thread takes the request.
+# Bytes of a body: one that has no more is collected before a thread takes the request.
 SMALL_BODY = 64 * 1024
 
 # Browsers send the cookies of whatever else is on the host.
@@ -45,7 +50,10 @@ TAKEN_WITHIN = 30.0
 HUNG_UP_WITHIN = 2.0
 DISCARDED = 1024 * 1024
 
-_PIECE = 64 * 1024
+_BREATH = 0.01
+
+# What is left of it is copied with each request that comes at once with others.
+_PIECE = 8 * 1024
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]+)[ \t]*(?:\r\n|$)", re.IGNORECASE)
 _EXPECTS = re.compile(rb"\r\nexpect:", re.IGNORECASE)
 
@@ -65,46 +73,48 @@ class Reader(SocketUnreader):  # type: ignore[misc]  # gunicorn has no types
         self.start()
 
     def start(self) -> None:
-        """Expect another request."""
-        self.hung_up = False
+        """Expect another request, of which something may be here already."""
         self._waited = 0.0
         self._received = 0
         self._answered = False
+        self._collected = bytearray(self.take_buffered())
+        self._begin = 0
+        self._searched = 0
+        self._needed: int | None = None
+        self._ended = False
+
+    def collect(self) -> bool:
+        """Take what has come, without waiting; return whether a thread can go on with it."""
+        if not self._is_whole():
+            missing = _PIECE if self._needed is None else self._needed - len(self._collected)
+            try:
+                piece = self.sock.recv(missing)
+            except BlockingIOError:
+                return False
+            except OSError:
+                piece = b""
+            self._ended = not piece
+            self._collected += piece
+        return self._ended or self._is_whole()
+
+    @property
+    def hung_up(self) -> bool:
+        """Whether the client has left and asks for nothing more."""
+        return self._ended and not self._collected
+
+    @property
+    def has_too_large_a_head(self) -> bool:
+        """Whether more has come than any client's head is, and still no end of it."""
+        return self._needed is None and len(self._collected) > LARGEST_HEAD
+
+    def hand_over(self) -> None:
+        """Let a thread read what was collected."""
+        self.unread(self._collected)
+        self._collected = bytearray()
 
     def finish(self) -> None:
         """Wait for no more of this request: it is answered."""
         self._answered = True
-
-    def collect(self) -> bool:
-        """Take what has come, without waiting; return whether a thread can go on with it."""
-        try:
-            piece = self.sock.recv(_PIECE)
-        except BlockingIOError:
-            return self.is_collected
-        except OSError:
-            piece = b""
-        self.buf.seek(0, SEEK_END)
-        self.buf.write(piece)
-        self.hung_up = not piece
-        return self.hung_up or self.is_collected
-
-    @property
-    def is_collected(self) -> bool:
-        """Whether the request is here, as far as the loop waits for it."""
-        head, found, body = self._request().partition(b"\r\n\r\n")
-        if not found:
-            return False
-        length = _LENGTH.search(head)
-        if length is None or _EXPECTS.search(head) is not None:
-            return True
-        digits = length[1].lstrip(b"0") or b"0"
-        return len(digits) > len(str(SMALL_BODY)) or len(body) >= min(int(digits), SMALL_BODY)
-
-    @property
-    def has_too_large_a_head(self) -> bool:
-        """Whether there is more of a head than any client sends, and still not all."""
-        request = self._request()
-        return len(request) > LARGEST_HEAD and b"\r\n\r\n" not in request
 
     def chunk(self, size_hint: int | None = None) -> bytes:
         """Read from the socket. Raises TimeoutError where it comes too slowly."""
@@ -122,10 +132,35 @@ class Reader(SocketUnreader):  # type: ignore[misc]  # gunicorn has no types
         self._received += len(piece)
         return piece
 
-    def _request(self) -> bytes:
-        # Empty lines before a request are allowed (RFC 9112, section 2.2).
-        request: bytes = self.buf.getvalue().lstrip(b"\r\n")
-        return request
+    def _is_whole(self) -> bool:
+        # Looks at each byte once: a client may send them one by one.
+        here = self._collected
+        if self._needed is None:
+            # Empty lines before a request are allowed (RFC 9112, section 2.2).
+            while self._begin < len(here) and here[self._begin] in b"\r\n":
+                self._begin += 1
+            end = here.find(b"\r\n\r\n", max(self._begin, self._searched - 3))
+            self._searched = len(here)
+            if end < 0:
+                return False
+            self._needed = end + 4 + _body_to_collect(bytes(here[self._begin : end]))
+        return len(here) >= self._needed
+
+
+def _body_to_collect(head: bytes) -> int:
+    length = _LENGTH.search(head)
+    if length is None or _EXPECTS.search(head) is not None:
+        return 0
+    digits = length[1].lstrip(b"0") or b"0"
+    size = int(digits) if len(digits) <= len(str(SMALL_BODY)) else SMALL_BODY + 1
+    return size if size <= SMALL_BODY else 0
+
+
+def _can_take_more(sock: socket.socket) -> bool:
+    # Who asks and never reads would have a thread wait until there is room for the answer.
+    poll = select.poll()
+    poll.register(sock, select.POLLOUT)
+    return bool(poll.poll(0))
 
 
 class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
@@ -134,6 +169,22 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._leaving: deque[TConn] = deque()
+        self._is_full = False
+
+    def accept(self, listener: Any) -> None:
+        """Accept a connection, as long as files can be opened."""
+        try:
+            super().accept(listener)
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+            if not self._is_full:
+                log.warning("no more connections can be opened: raise `ulimit -n`")
+            self._is_full = True
+            # It stays there to be accepted: not to ask for it again and again.
+            time.sleep(_BREATH)
+        else:
+            self._is_full = False
 
     def enqueue_req(self, conn: TConn) -> None:
         """Give a connection a thread as soon as its request is here."""
@@ -156,20 +207,28 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         elif reader.has_too_large_a_head:
             self._forget(conn, self.pending_conns)
             status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
-            util.write_error(sock, status.value, status.phrase, "")
+            with suppress(OSError):
+                util.write_error(sock, status.value, status.phrase, "")
             self._hang_up(conn)
 
     def _go_on(self, conn: TConn) -> None:
         reader = conn.parser.unreader
-        if reader.hung_up and not reader.buf.tell():
+        if reader.hung_up:
             self._close(conn)
+        elif conn.parser.req_count > 0 and not _can_take_more(conn.sock):
+            self._hang_up(conn)
         else:
+            reader.hand_over()
             super().enqueue_req(conn)
 
     def handle_request(self, req: Any, conn: TConn) -> bool:
         """Answer a request, as long as the client takes the answer."""
         conn.sock.settimeout(TAKEN_WITHIN)
-        keep: bool = super().handle_request(req, conn)
+        try:
+            keep: bool = super().handle_request(req, conn)
+        except TimeoutError:
+            log.info("an answer was not taken within %.0f s: %s", TAKEN_WITHIN, req.path)
+            return False
         conn.parser.unreader.finish()
         return keep
 
@@ -194,17 +253,18 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
             conn.timeout = min(conn.timeout, deadline)
 
     def _hang_up(self, conn: TConn) -> None:
-        conn.left = DISCARDED
-        self._wait(conn, self._leaving, HUNG_UP_WITHIN, self._discard)
         try:
             conn.sock.setblocking(False)
             conn.sock.shutdown(socket.SHUT_WR)
         except OSError:
-            self._leave(conn)
+            self._close(conn)
+        else:
+            conn.left = DISCARDED
+            self._wait(conn, self._leaving, HUNG_UP_WITHIN, self._discard)
 
     def _discard(self, conn: TConn, sock: socket.socket) -> None:
         try:
-            size = len(sock.recv(_PIECE))
+            size = len(sock.recv(DISCARDED))
         except BlockingIOError:
             return
         except OSError:
@@ -228,7 +288,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         seconds: float,
         come: Callable[[TConn, socket.socket], None],
     ) -> None:
-        conn.timeout = time.monotonic() + seconds
+        # On the way to a stop nobody is waited for that long.
+        conn.timeout = time.monotonic() + (seconds if self.alive else HUNG_UP_WITHIN)
         among.append(conn)
         self.poller.register(conn.sock, EVENT_READ, partial(come, conn))
 

@@ -32,8 +32,8 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
         "IMAGE_CONNECTIONS": "8",
         "IMAGE_HOSTS": "127.0.0.1",
     }
-    with served(tmp_path_factory.mktemp("served"), **variables) as port:
-        yield port
+    with served(tmp_path_factory.mktemp("served"), **variables) as server:
+        yield server.port
 
 
 def predict(port: int, image: str) -> httpx.Response:

@@ -130,3 +130,34 @@ def test_the_address_is_the_connection_s_unless_a_proxy_is_set(start_app: StartA
     another = {"X-Forwarded-For": "198.51.100.1"}
     assert log_in(bare, RIGHT, headers=another).status_code == 429
     assert log_in(proxied, RIGHT, headers=another).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/versions", "/webhook"])
+def test_a_password_that_is_no_text_is_wrong(client: FlaskClient, path: str) -> None:
+    answer = client.open(
+        path,
+        method="GET" if path == "/versions" else "POST",
+        headers={"Authorization": "Basic \xff"},
+        json={"action": "START_TRAINING", "project": {"id": 7}},
+    )
+
+    assert answer.status_code == 401
+
+
+def test_guesses_with_large_webhooks_lock_out_nobody_else(
+    client: FlaskClient, store: Store
+) -> None:
+    store.projects.set_up(7, label_config=CONFIG)
+    store.projects.update(7, webhook_digest=digest("secret"))
+    guesses = [
+        client.post(
+            "/webhook",
+            data=b"{" + b" " * 100_000,
+            headers={SECRET_HEADER: f"guess {number}"},
+            environ_overrides={"REMOTE_ADDR": "192.0.2.1"},
+        ).status_code
+        for number in range(2 * OF_ALL.burst)
+    ]
+
+    assert guesses == [401] * OF_A_CLIENT.burst + [429] * (2 * OF_ALL.burst - OF_A_CLIENT.burst)
+    assert webhook(client, "secret") == 201

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import base64
+import json
+import os
+import resource
 import socket
+import struct
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 
 import httpx
@@ -16,18 +21,19 @@ from backend.api.auth import SECRET_HEADER
 from backend.api.connections import DISCARDED, LARGEST_HEAD, SMALL_BODY, Reader
 from tests.integration.conftest import PATIENCE, data_uri, wait_until
 from tests.integration.hostile import CONFIG
-from tests.integration.served import served
+from tests.integration.served import Served, served
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs fork and signals")
 
 THREADS = 2
 MANY = 20 * THREADS
+SMALL_BUFFER = 4096
 LOGIN = ("me", "right")
 AUTHORIZATION = b"Authorization: Basic " + base64.b64encode(b"me:right") + b"\r\n"
 
 
 @pytest.fixture(scope="module")
-def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     variables = {
         "THREADS": str(THREADS),
         "PREDICT_THREADS": "1",
@@ -35,12 +41,34 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
         "BASIC_AUTH_PASS": LOGIN[1],
         "WEBHOOK_SECRET": "a-secret",
     }
-    with served(tmp_path_factory.mktemp("served"), **variables) as port:
-        yield port
+    with served(tmp_path_factory.mktemp("served"), **variables) as server:
+        worker = server.worker
+        yield server
+        assert server.worker == worker, "the process that answers has died"
 
 
-def connect(port: int) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)
+@pytest.fixture
+def port(server: Served) -> int:
+    return server.port
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """A connection: the server's end, which does not wait, and the client's."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        yield ours, theirs
+
+
+def connect(port: int, buffer: int | None = None) -> socket.socket:
+    """Connect; what `buffer` has no room for, the server must keep."""
+    connection = socket.socket()
+    if buffer is not None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+    connection.settimeout(PATIENCE)
+    connection.connect(("127.0.0.1", port))
+    return connection
 
 
 def received(connection: socket.socket) -> bytes:
@@ -116,6 +144,28 @@ def test_clients_that_stall_keep_nobody_else_waiting(port: int, sent: bytes) -> 
         assert_all_is_well(port)
 
 
+def test_clients_that_ask_and_never_read_take_no_thread(server: Served) -> None:
+    def ask_on_and_on(_: int) -> None:
+        with connect(server.port, SMALL_BUFFER) as connection, suppress(ConnectionError):
+            while True:
+                connection.sendall(1_000 * head("/health", method="GET"))
+
+    with ThreadPoolExecutor(THREADS) as clients:
+        list(clients.map(ask_on_and_on, range(THREADS)))
+
+    assert "was not taken" not in server.log.read_text()
+
+
+def test_an_answer_that_nobody_takes_is_given_up(server: Served) -> None:
+    with connect(server.port, SMALL_BUFFER) as connection:
+        task = {"id": 1, "data": {"image": data_uri("red")}}
+        config = CONFIG.replace("red", "red" * 500).replace("blue", "blue" * 500)
+        body = json.dumps({"tasks": 10_000 * [task], "label_config": config}).encode()
+        lines = (AUTHORIZATION.strip(), b"Content-Length: %d" % len(body))
+        connection.sendall(head("/predict", *lines) + body)
+        wait_until(lambda: "was not taken" in server.log.read_text(), "the server has given up")
+
+
 def test_a_client_that_sends_no_request_is_hung_up_on(port: int) -> None:
     with connect(port) as silent, connect(port) as halting:
         halting.sendall(b"GET /health HTTP/1.1\r\n")
@@ -176,6 +226,39 @@ def test_a_head_without_end_is_refused(port: int) -> None:
         assert received(connection).startswith(b"HTTP/1.1 431")
 
 
+def test_one_that_leaves_while_it_is_refused_takes_nobody_along(port: int) -> None:
+    for _ in range(10):
+        with connect(port) as connection:
+            # Closed at once, without a word.
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            connection.sendall(b"GET /health HTTP/1.1\r\nA: " + b"b" * 2 * LARGEST_HEAD)
+
+    assert_all_is_well(port)
+
+
+def test_no_header_says_under_which_path_it_is_served(port: int) -> None:
+    for path in ("/xyz", "/versions"):
+        with connect(port) as connection:
+            connection.sendall(
+                b"GET /versions/health HTTP/1.1\r\nHost: b\r\nConnection: close\r\n"
+                b"SCRIPT_NAME: %s\r\n\r\n" % path.encode()
+            )
+            assert received(connection).startswith(b"HTTP/1.1 401")
+
+
+def test_more_connections_than_files_cost_connections_alone(server: Served) -> None:
+    limits = resource.prlimit(server.worker, resource.RLIMIT_NOFILE)
+    opened = len(os.listdir(f"/proc/{server.worker}/fd"))
+    resource.prlimit(server.worker, resource.RLIMIT_NOFILE, (opened + 10, limits[1]))
+    with ExitStack() as stack:
+        for _ in range(MANY):
+            stack.enter_context(connect(server.port))
+        wait_until(lambda: "raise `ulimit -n`" in server.log.read_text(), "files run out")
+    resource.prlimit(server.worker, resource.RLIMIT_NOFILE, limits)
+
+    assert_all_is_well(server.port)
+
+
 def test_who_sends_on_after_the_answer_gets_the_answer(port: int) -> None:
     with connect(port) as connection:
         connection.sendall(head("/predict", b"Content-Length: 1000000") + b" " * (DISCARDED // 2))
@@ -210,6 +293,53 @@ def test_a_large_webhook_with_the_secret_is_taken(port: int) -> None:
     )
 
     assert answer.status_code == 201
+
+
+def test_empty_lines_are_no_request(pair: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = pair
+    reader = Reader(ours)
+    for _ in range(2 * LARGEST_HEAD // 4096):
+        theirs.sendall(b"\r\n" * 2048)
+        assert not reader.collect()
+
+    assert reader.has_too_large_a_head
+
+
+def test_no_more_is_taken_than_the_request_at_hand(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    ours, theirs = pair
+    reader = Reader(ours)
+    requests = 4_000 * head("/health", method="GET")
+    theirs.sendall(requests)
+    taken = 0
+    for _ in range(100):
+        assert reader.collect()
+        reader.hand_over()
+        taken = max(taken, len(reader.buf.getvalue()))
+        reader.read(len(head("/health", method="GET")))
+        reader.start()
+
+    assert taken < 16_384
+
+
+@pytest.mark.parametrize("step", [1, 7, 4096])
+@pytest.mark.parametrize("before", [b"", b"\r\n"])
+def test_a_request_is_whole_with_its_last_byte(
+    pair: tuple[socket.socket, socket.socket], before: bytes, step: int
+) -> None:
+    ours, theirs = pair
+    body = b"x" * 500
+    request = before + head("/validate", b"Content-Length: 500", b"A: b") + body
+    reader = Reader(ours)
+    for start in range(0, len(request) - 1, step):
+        theirs.sendall(request[start : min(start + step, len(request) - 1)])
+        assert not reader.collect()
+    theirs.sendall(request[-1:])
+
+    assert reader.collect()
+    reader.hand_over()
+    assert reader.read(len(request)) == request
 
 
 def test_a_thread_waits_for_a_body_as_long_as_it_comes_and_no_longer() -> None:
