@@ -24,6 +24,7 @@ from backend.api.failed_logins import FailedLogins
 from backend.api.load import LARGEST_BODY, Bodies, PredictSlots
 from backend.api.monitoring import Metrics
 from backend.api.request_ids import name_requests
+from backend.api.same_origin import check_no_other_origin
 from backend.clip.background import BackgroundEncoder
 from backend.embedding import Embedder
 from backend.errors import (
@@ -93,6 +94,7 @@ def create_app(services: ApiServices) -> Flask:
         passwords=FailedLogins(services.clock),
         secrets=FailedLogins(services.clock),
     )
+    app.before_request(lambda: check_no_other_origin(request, settings.public_url))
     app.before_request(lambda: check_basic_auth(settings, request, bounds.passwords))
     app.teardown_request(lambda _: bounds.bodies.release())
     app.register_blueprint(_protocol(services, metrics, bounds))

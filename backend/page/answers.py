@@ -9,6 +9,9 @@ from flask.typing import ResponseReturnValue
 
 REFRESH = "refresh-panels"
 
+# Browsers send some 150 characters.
+_LONGEST_ACCEPT = 1000
+
 
 def is_for_htmx(request: Request) -> bool:
     """Tell whether a part of the page is asked for, by the page itself."""
@@ -17,8 +20,12 @@ def is_for_htmx(request: Request) -> bool:
 
 def prefers_html(request: Request) -> bool:
     """Tell a browser from a machine, by what it accepts first."""
+    if is_for_htmx(request):
+        return True
     formats = ("application/json", "text/html")
-    return is_for_htmx(request) or request.accept_mimetypes.best_match(formats) == formats[1]
+    # To take it apart takes time that grows with the square of its length.
+    is_short = len(request.headers.get("Accept", "")) <= _LONGEST_ACCEPT
+    return is_short and request.accept_mimetypes.best_match(formats) == formats[1]
 
 
 def security_policy(label_studio_origin: str | None) -> str:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from flask import Blueprint, Response, redirect, render_template, request, url_for
 from flask.typing import ResponseReturnValue
 
+from backend.api.same_origin import check_same_origin
 from backend.errors import NotFoundError, RequestError, SettingsError, TooLargeError
 from backend.page import answers
 from backend.page.insight import add_insight
 from backend.page.listing import listed_projects
 from backend.page.panels import BY_NAME, OVERVIEW, PANELS
 from backend.page.prompts import add_prompts
-from backend.page.same_origin import check_same_origin
 from backend.page.searching import add_search
 from backend.page.services import PageServices, ProjectView
 from backend.page.wording import as_utc, shown

@@ -912,3 +912,37 @@ def test_metrics_tell_of_requests_predictions_and_work(client: FlaskClient) -> N
     assert samples["clip_backend_encoded_pictures_total",] == 2
     assert samples["clip_backend_waiting", "due", "train"] == 1
     assert samples["clip_backend_projects",] == 1
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site", "Origin": "http://localhost"},
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+    ],
+)
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/setup", {"project": "8.1", "schema": CONFIG}),
+        ("/predict", {"tasks": [], "label_config": CONFIG}),
+        ("/webhook", {"action": "START_TRAINING", "project": {"id": 8}}),
+        ("/train", {"project": 7}),
+        ("/delete", {"project": 7}),
+        ("/duplicate_model", {"project_src": "7.1", "project_dst": "8.1"}),
+    ],
+)
+def test_a_page_of_another_site_has_nothing_done(
+    start_app: StartApp, store: Store, path: str, body: dict[str, object], headers: dict[str, str]
+) -> None:
+    client = start_app().test_client()
+    store.projects.set_up(7, label_config=CONFIG)
+
+    # As a form sends it, for which a browser asks nobody.
+    answer = client.post(path, data=json.dumps(body), content_type="text/plain", headers=headers)
+
+    assert_refused(answer, 403)
+    assert wanted(store) == set()
+    assert [(project.id, project.connected) for project in store.projects.all()] == [(7, True)]

@@ -202,7 +202,8 @@ def test_where_credentials_are_set_a_browser_is_asked_for_them(
 def test_the_page_s_own_buttons_work(
     start_app: StartApp, store: Store, headers: dict[str, str]
 ) -> None:
-    page = with_page(start_app(), store, public_url="https://clip.example.com")
+    address = "https://clip.example.com"
+    page = with_page(start_app(public_url=address), store, public_url=address)
     publish(store, {})
 
     answer = page.post("/projects/7/train", headers=headers)
@@ -530,3 +531,13 @@ def test_what_the_page_brings_is_served(page: FlaskClient, store: Store) -> None
         with page.get(address) as answer:
             assert answer.status_code == 200
             assert answer.headers["X-Content-Type-Options"] == "nosniff"
+
+
+def test_an_endless_accept_header_is_no_browser_s(start_app: StartApp, store: Store) -> None:
+    client = with_page(start_app(), store)
+
+    short = client.get("/", headers={"Accept": "text/html"})
+    endless = client.get("/", headers={"Accept": "text/html" + " " * 2000})
+
+    assert short.status_code == 302
+    assert endless.get_json()["status"] == "UP"
