@@ -20,6 +20,10 @@ _MAX_DEPTH = 200
 # Far above what people can choose from, and few enough for CLIP to read their names in minutes.
 _MAX_CHOICES = 20_000
 _MAX_CONTROLS = 500
+# Of those whose choices come with the tasks: each reads up to 10,000 choices of every task.
+_MAX_WITH_OPTIONS = 10
+# Fields that a picture's address is put together from, for each control and task.
+_MAX_FIELDS = 20
 # Values, aliases and predicted_values.
 _MAX_NAMES = 2 * _MAX_CHOICES
 # Controls that a sentence for people names.
@@ -332,6 +336,8 @@ def _image(to_name: str, objects: Mapping[str, _Tag]) -> _Tag:
         raise _NotPredictedError(f"{image} shows a list of images (valueList)")
     if not image.element.get("value"):
         raise _NotPredictedError(f"{image} has no value")
+    if len(VARIABLE.findall(image.element.get("value", ""))) > _MAX_FIELDS:
+        raise _NotPredictedError(f"{image} is put together from more than {_MAX_FIELDS} fields")
     return image
 
 
@@ -339,6 +345,11 @@ def _check_size(controls: Sequence[Control]) -> None:
     choices = [choice for control in controls for choice in control.choices]
     for count, limit, what in (
         (len(controls), _MAX_CONTROLS, "<Choices> to predict"),
+        (
+            sum(control.options is not None for control in controls),
+            _MAX_WITH_OPTIONS,
+            "<Choices> whose choices come with the tasks",
+        ),
         (len(choices), _MAX_CHOICES, "choices to predict"),
         (sum(len(choice.names) for choice in choices), _MAX_NAMES, "names of choices"),
     ):

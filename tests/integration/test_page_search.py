@@ -116,6 +116,7 @@ def test_examples_are_typed_or_ticked_and_stay_ticked(page: FlaskClient) -> None
         ({"text": "x" * 301}, 400, "at most 300 characters"),
         ({"like": "twelve"}, 400, "whole numbers"),
         ({"like": "9" * 30}, 400, "whole numbers"),
+        ({"like": "0" * 10 + "1" + "9" * 5000}, 400, "whole numbers"),
         ({"like": ",".join(map(str, range(1, 102)))}, 400, "at most 100 tasks"),
         ({"like": "4711"}, 404, "has no task 4711"),
     ],

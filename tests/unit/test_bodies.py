@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BufferedReader, BytesIO
@@ -69,4 +70,12 @@ def test_a_body_that_never_fits_is_not_asked_for_again(bodies: Bodies) -> None:
         pass
 
     with read(bodies, text(MEMORY)):
+        pass
+
+
+def test_objects_are_counted_for_what_they_take() -> None:
+    chain = b'{"":' * 100 + b"0" + b"}" * 100
+    bodies = Bodies(100 * sys.getsizeof({"": 0}))
+
+    with pytest.raises(TooLargeError), read(bodies, chain):
         pass

@@ -305,3 +305,22 @@ def test_a_template_that_finds_no_picture_names_the_field(template: str, message
     data = {"list": ["a"], "text": "x", "none": None, "blank": " ", "map": {}, "flag": True}
     with pytest.raises(TaskError, match=message):
         image_source(control_showing(template), data)
+
+
+def test_a_picture_of_countless_fields_is_left_alone() -> None:
+    config = parse_labeling_config(
+        view(choices()).replace('value="$image"', f'value="{"$a " * 1000}"')
+    )
+
+    assert config.controls == ()
+    assert "more than 20 fields" in config.left_alone[0]
+
+
+def test_few_controls_may_take_their_choices_from_tasks() -> None:
+    def config(count: int) -> str:
+        tags = [f'<Choices name="c{i}" toName="img" value="$options"/>' for i in range(count)]
+        return view(*tags)
+
+    assert len(parse_labeling_config(config(10)).controls) == 10
+    with pytest.raises(LabelingConfigError, match="more than 10 <Choices> whose choices come"):
+        parse_labeling_config(config(11))
