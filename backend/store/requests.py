@@ -160,12 +160,14 @@ class Requests:
             connection.execute(upsert, rows)
 
     def due(self, limit: int = 500) -> list[Request]:
-        """Return the requests whose time has come and that nobody is doing."""
+        """Return the requests whose time has come and that nobody is doing, most urgent first."""
         now = time.time()
+        # A large pool waits in thousands of chunks, and is not to keep a training from being seen.
+        urgency = {kind.value: place for place, kind in enumerate(Kind)}
         query = (
             sa.select(requests.c.project_id, requests.c.kind, requests.c.part)
             .where(requests.c.requested > requests.c.done, _is_due(now), ~_is_held(now))
-            .order_by(requests.c.due_at)
+            .order_by(sa.case(urgency, value=requests.c.kind), requests.c.due_at)
             .limit(limit)
         )
         with self._database.read() as connection:

@@ -142,6 +142,14 @@ def test_a_thousand_requests_can_be_asked_for_at_once(store: Store) -> None:
     assert len(store.requests.due(limit=2000)) == 1500
 
 
+def test_a_large_pool_keeps_nothing_more_urgent_from_being_seen(store: Store) -> None:
+    store.requests.add_all([Request(7, Kind.EMBED, part) for part in range(1000)])
+    urgent = [Request(8, Kind.TRAIN), Request(7, Kind.REFRESH), Request(7, Kind.RECONCILE)]
+    store.requests.add_all(urgent[::-1])
+
+    assert store.requests.due()[:3] == urgent
+
+
 # Doing
 
 
