@@ -264,7 +264,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
 
     def _discard(self, conn: TConn, sock: socket.socket) -> None:
         try:
-            size = len(sock.recv(DISCARDED))
+            size = len(sock.recv(8 * _PIECE))
         except BlockingIOError:
             return
         except OSError:
