@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 
-from backend.errors import ImageError, TaskError
+from backend.errors import ImageError, ImageFault, TaskError
 from backend.instruments import Instruments
 from backend.labelstudio.config import Control, LabelingConfig
 from backend.labelstudio.decoding import ImageLimits, decode
@@ -30,6 +30,8 @@ Used = TypeVar("Used")
 # A broken picture may be replaced under its address, but not every minute.
 BROKEN_FOR = LONGEST_PAUSE
 UNREACHABLE_FOR = 30.0
+# What a server says that it has not, or answers oddly, may be a proxy's answer while it is down.
+MISSING_FOR = 600.0
 
 
 class Pictures(Protocol):
@@ -260,4 +262,7 @@ def _vector(
 
 
 def _failure(error: ImageError) -> Failure:
-    return Failure(str(error), time.time() + (BROKEN_FOR if error.permanent else UNREACHABLE_FOR))
+    pause = BROKEN_FOR if error.permanent else UNREACHABLE_FOR
+    if error.fault in (ImageFault.MISSING, ImageFault.ANSWER):
+        pause = min(pause, MISSING_FOR)
+    return Failure(str(error), time.time() + pause)

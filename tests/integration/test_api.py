@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from base64 import b64encode
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler
 from itertools import count
 from typing import Any
 
@@ -24,7 +27,8 @@ from backend.settings import Settings
 from backend.store import Store
 from backend.store.requests import Kind
 from backend.store.versions import Version
-from tests.integration.conftest import PictureServer, StartApp, data_uri
+from tests.integration.conftest import PictureServer, StartApp, data_uri, png
+from tests.integration.fetching import Answer, Server, respond
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
@@ -912,6 +916,36 @@ def test_metrics_tell_of_requests_predictions_and_work(client: FlaskClient) -> N
     assert samples["clip_backend_encoded_pictures_total",] == 2
     assert samples["clip_backend_waiting", "due", "train"] == 1
     assert samples["clip_backend_projects",] == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "pause"),
+    [((503, b""), 30), ((404, b""), 600), ((418, b""), 600), ((200, b"no picture"), 3600)],
+    ids=lambda value: str(value),
+)
+def test_a_picture_that_could_not_be_had_is_asked_for_again_in_time(
+    client: FlaskClient,
+    serve: Callable[[Answer], Server],
+    monkeypatch: pytest.MonkeyPatch,
+    answer: tuple[int, bytes],
+    pause: float,
+) -> None:
+    answers = (
+        [*3 * [answer], (200, png("red"))] if answer[0] == 503 else [answer, (200, png("red"))]
+    )
+
+    def answer_in_turn(request: BaseHTTPRequestHandler) -> None:
+        status, body = answers.pop(0)
+        respond(request, status, body=body)
+
+    task = {"id": 1, "data": {"image": f"{serve(answer_in_turn).url}/picture"}}
+    now = time.time()
+    outcome = []
+    for later in (0, pause - 1, pause + 1):
+        monkeypatch.setattr(time, "time", lambda later=later: now + later)
+        outcome.append("error" in predict(client, [task])[0])
+
+    assert outcome == [True, True, False]
 
 
 @pytest.mark.parametrize(
