@@ -183,7 +183,7 @@ def remote_project(services: Services, project_id: int) -> RemoteProject | None:
     try:
         return services.label_studio.project(project_id)
     except LabelStudioError as error:
-        if error.label_studio_status != 404:
+        if error.label_studio_status != 404 or not services.label_studio.lacks_project(project_id):
             raise
     services.store.forget(project_id)
     log.info("project is gone from Label Studio project=%d", project_id)

@@ -20,6 +20,8 @@ PAGE = 500
 # Full annotations are a hundred times larger than a task's id and data.
 ANNOTATED_PAGE = 200
 
+_NOT_FOUND = 404
+
 
 @dataclass(frozen=True)
 class RemoteProject:
@@ -131,6 +133,21 @@ class LabelStudio:
                 task_count=body["task_number"] or 0,
                 annotation_count=body["total_annotations_number"] or 0,
             )
+
+    def lacks_project(self, project_id: int) -> bool:
+        """Tell whether Label Studio itself says that there is no such project.
+
+        What stands before it, and answers while it is down, may refuse in the same words: asked
+        again once Label Studio was seen to answer.
+        """
+        self.version()
+        try:
+            self.project(project_id)
+        except LabelStudioError as error:
+            if error.label_studio_status == _NOT_FOUND:
+                return True
+            raise
+        return False
 
     def update_project(self, project_id: int, **values: Any) -> None:
         """Set fields of a project."""
@@ -365,6 +382,12 @@ class LabelStudio:
                 f"{_detail(response)}): check LABEL_STUDIO_API_KEY, whether its kind of token is "
                 "enabled in Label Studio (Organization > API Tokens), and its user's rights",
                 label_studio_status=status,
+            )
+        if status == _NOT_FOUND and not _detail(response):
+            # A proxy's, which Label Studio may be back behind in a moment.
+            raise LabelStudioUnreachableError(
+                f"{method} {path} was answered with 404, and not by Label Studio: check whether it "
+                f"runs, and that {self.url} leads to it"
             )
         if not response.is_success:
             raise LabelStudioError(

@@ -114,6 +114,9 @@ ANSWERS: dict[str, Odd] = {
     "an_empty_object": (200, {}, b"{}"),
     "null": (200, {}, b"null"),
     "words": (200, {}, b'"later"'),
+    # What stands before Label Studio answers while that is down.
+    "not_found": (404, {"Content-Type": "text/plain"}, b"404 page not found\n"),
+    "not_found_in_json": (404, {}, b'{"detail": "Not Found"}'),
 }
 
 
@@ -210,6 +213,40 @@ def test_a_token_that_is_revoked_is_told_of_and_asks_no_more_than_a_job_once(
     assert "LABEL_STUDIO_API_KEY" in (failed.error or "")
     assert len(asked) == 4
     label_studio.instead = lambda method, path: None
+    work(store)
+    assert_right(store, label_studio)
+
+
+@pytest.mark.parametrize("name", ["not_found", "not_found_in_json"])
+def test_a_proxy_s_404_while_label_studio_is_down_does_not_forget_the_project(
+    services: Services, store: Store, label_studio: FakeLabelStudio, name: str
+) -> None:
+    ids = settled(store, label_studio)
+    label_studio.annotate(ids[3], "green")
+    project, versions = store.projects.get(PROJECT), store.versions.names(PROJECT)
+
+    label_studio.instead = lambda method, path: ANSWERS[name]
+    store.requests.add_all([Request(PROJECT, kind) for kind in (Kind.TRAIN, Kind.RECONCILE)])
+    for request in store.requests.due():
+        perform(request.project_id, request.kind.value, request.part)
+
+    assert store.projects.get(PROJECT) == project
+    assert store.versions.names(PROJECT) == versions
+    assert {item.request.kind for item in store.requests.waiting(PROJECT) if item.error} == {
+        Kind.TRAIN,
+        Kind.RECONCILE,
+    }
+    label_studio.instead = lambda method, path: None
+    work(store)
+    assert_right(store, label_studio)
+
+
+def test_a_proxy_s_last_404_does_not_forget_a_project_of_a_label_studio_that_is_back(
+    services: Services, store: Store, label_studio: FakeLabelStudio
+) -> None:
+    settled(store, label_studio)
+    left = [ANSWERS["not_found_in_json"]]
+    label_studio.instead = lambda method, path: left.pop() if left else None
     work(store)
     assert_right(store, label_studio)
 
