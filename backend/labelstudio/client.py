@@ -21,6 +21,8 @@ PAGE = 500
 ANNOTATED_PAGE = 200
 
 _NOT_FOUND = 404
+# What Label Studio says of a page after the last one.
+_PAST_THE_END = "Invalid page."
 
 
 @dataclass(frozen=True)
@@ -321,7 +323,7 @@ class LabelStudio:
                 body = self._get("/api/tasks", **query, page=page)
             except LabelStudioError as error:
                 # Tasks that are deleted while they are listed shorten the list.
-                if page > 1 and error.label_studio_status == 404:
+                if page > 1 and str(error).endswith(_PAST_THE_END):
                     return
                 raise
             with self._expecting_label_studio():
