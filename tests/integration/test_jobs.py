@@ -1235,6 +1235,30 @@ def test_a_project_whose_ml_backend_was_removed_is_disconnected(
     assert waiting(store) == set()
 
 
+def test_an_ml_backend_that_is_added_again_while_it_is_looked_for_stays_connected(
+    services: Services,
+    store: Store,
+    label_studio: FakeLabelStudio,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    held = list(label_studio.ml_backends)
+    label_studio.ml_backends.clear()
+    listed = LabelStudio.ml_backends
+
+    def list_and_add(client: LabelStudio, project_id: int) -> list[dict[str, Any]]:
+        found = listed(client, project_id)
+        label_studio.ml_backends[:] = held
+        # What /setup does, which Label Studio calls once it has added it.
+        store.set_up(project_id, label_config=CONFIG, compare_in=60.0)
+        return found
+
+    monkeypatch.setattr(LabelStudio, "ml_backends", list_and_add)
+    do(store, Kind.RECONCILE)
+
+    assert project_of(store).connected
+    assert Kind.RECONCILE in waiting(store)
+
+
 def test_another_ml_backend_does_not_stand_for_ours(
     services: Services, store: Store, label_studio: FakeLabelStudio
 ) -> None:
