@@ -111,7 +111,8 @@ class Connection:
         try:
             self._client.project(self._project_id)
         except LabelStudioError as error:
-            if error.label_studio_status != 404:
+            gone = error.label_studio_status == 404
+            if not gone or not self._client.lacks_project(self._project_id):
                 raise
             self._store.forget(self._project_id)
             report("the project no longer exists in Label Studio: forgotten")

@@ -15,7 +15,7 @@ from backend.prediction import Predictor, fits
 from backend.settings import LearningSettings
 from backend.store import Store
 from backend.store.projects import Project
-from backend.store.requests import Kind, Request
+from backend.store.requests import Kind
 from backend.store.tasks import Task
 
 log = logging.getLogger(__name__)
@@ -82,18 +82,15 @@ class Actions:
         raises LabelingConfigError.
         """
         config = parse_labeling_config(label_config)
-        changed = self._store.projects.set_up(
-            project_id, label_config=label_config, extra_params=extra_params
+        # Not compared at once: Label Studio calls /setup before it has added the ML backend.
+        changed = self._store.set_up(
+            project_id,
+            label_config=label_config,
+            extra_params=extra_params,
+            compare_in=self._reconcile_every,
         )
         if changed:
             log.info("set up project=%d: %s", project_id, config.sentence)
-            self._store.requests.add_all(
-                [Request(project_id, Kind.TRAIN), Request(project_id, Kind.SYNC)]
-            )
-            # Not at once: Label Studio calls /setup before it has added the ML backend.
-            self._store.requests.add(
-                Request(project_id, Kind.RECONCILE), delay=self._reconcile_every
-            )
         return config.sentence
 
     def model_version(self, project_id: int) -> str:
@@ -138,8 +135,11 @@ class Actions:
         store = self._store
         if project is None:
             # The database was lost; the webhook still knows that the project is connected.
-            store.projects.set_up(project_id, label_config=_readable(label_config))
-            store.requests.add_all([Request(project_id, kind) for kind in (Kind.TRAIN, Kind.SYNC)])
+            store.set_up(
+                project_id,
+                label_config=_readable(label_config),
+                compare_in=self._reconcile_every,
+            )
         config_changed = project is not None and label_config not in (None, project.label_config)
         delay = self._learning_of(project).retrain_delay
         store.webhooks.note(project_id, wanted_after(action, delay, config_changed=config_changed))

@@ -202,10 +202,12 @@ def _protocol(services: ApiServices, metrics: Metrics, bounds: _Bounds) -> Bluep
         source = store.projects.get(_known(messages.project_id(body.project_src)))
         target_id = messages.project_id(body.project_dst)
         if source is not None:
-            store.projects.set_up(
-                target_id, label_config=source.label_config, extra_params=source.extra_params
+            store.set_up(
+                target_id,
+                label_config=source.label_config,
+                extra_params=source.extra_params,
+                compare_in=services.settings.reconcile_every,
             )
-        store.requests.add_all([Request(target_id, kind) for kind in (Kind.TRAIN, Kind.SYNC)])
         return _answer({"status": "ok"})
 
     @protocol.get("/versions")

@@ -30,8 +30,12 @@ def reconcile(services: Services, claim: Claim) -> None:
         return
     if not _is_attached(services, project):
         store.projects.update(project_id, connected=False)
-        log.info("project no longer has this ML backend project=%d", project_id)
-        return
+        # Looked for again: Label Studio calls /setup once it has added an ML backend, which changes
+        # nothing until here, and connects the project again from here on.
+        if not _is_attached(services, project):
+            log.info("project no longer has this ML backend project=%d", project_id)
+            return
+        store.projects.update(project_id, connected=True)
     store.requests.add(claim.request, delay=services.reconcile_every)
 
     wanted = set()

@@ -69,7 +69,7 @@ def train(services: Services, claim: Claim) -> None:
     learning = services.learning.overridden_by(project.extra_params)
 
     # Taken before the labels are read: what changes meanwhile is found by the next comparison.
-    mark = watermark(services, remote)
+    counted = watermark(services, remote)
     # By id: a task that several people annotated is listed several times.
     annotated = list(
         {
@@ -147,8 +147,18 @@ def train(services: Services, claim: Claim) -> None:
     else:
         # Annotators can come to agree or disagree without a label that changes.
         store.versions.amend(latest, {name: each.people for name, each in labelled.items()})
-    store.projects.update(project_id, watermark=mark)
+    store.projects.update(project_id, watermark=_learnt(counted, annotated, project.watermark))
     store.requests.add(Request(project_id, Kind.REFRESH))
+
+
+def _learnt(counted: list[Any], annotated: list[RemoteTask], before: list[Any] | None) -> list[Any]:
+    """Return the watermark of what was read, if less than Label Studio counted.
+
+    So the next comparison has it read again, and what comes out the same then is all there is.
+    """
+    tasks, annotations, changed = counted
+    read = [tasks, min(annotations, sum(task.annotation_count for task in annotated)), changed]
+    return counted if read == before else read
 
 
 def _data(
@@ -183,7 +193,7 @@ def remote_project(services: Services, project_id: int) -> RemoteProject | None:
     try:
         return services.label_studio.project(project_id)
     except LabelStudioError as error:
-        if error.label_studio_status != 404:
+        if error.label_studio_status != 404 or not services.label_studio.lacks_project(project_id):
             raise
     services.store.forget(project_id)
     log.info("project is gone from Label Studio project=%d", project_id)

@@ -216,6 +216,7 @@ def _run_clock(
         try:
             if time.monotonic() - beaten_at > HEARTBEAT:
                 queue.beat(status)
+                _ask_for_comparisons(services)
                 beaten_at = time.monotonic()
             for request in services.store.requests.due():
                 queue.enqueue(request)
@@ -232,3 +233,13 @@ def _run_clock(
             if away:
                 log.info("clock goes on")
             away = False
+
+
+def _ask_for_comparisons(services: Services) -> None:
+    """Ask to compare the connected projects for which that is not asked.
+
+    Each comparison asks for the next one; this begins anew what was cut off.
+    """
+    requests = services.store.requests
+    for project_id in requests.without(Kind.RECONCILE):
+        requests.add(Request(project_id, Kind.RECONCILE), delay=services.reconcile_every)

@@ -20,6 +20,10 @@ PAGE = 500
 # Full annotations are a hundred times larger than a task's id and data.
 ANNOTATED_PAGE = 200
 
+_NOT_FOUND = 404
+# What Label Studio says of a page after the last one.
+_PAST_THE_END = "Invalid page."
+
 
 @dataclass(frozen=True)
 class RemoteProject:
@@ -131,6 +135,21 @@ class LabelStudio:
                 task_count=body["task_number"] or 0,
                 annotation_count=body["total_annotations_number"] or 0,
             )
+
+    def lacks_project(self, project_id: int) -> bool:
+        """Tell whether Label Studio itself says that there is no such project.
+
+        What stands before it, and answers while it is down, may refuse in the same words: asked
+        again once Label Studio was seen to answer.
+        """
+        self.version()
+        try:
+            self.project(project_id)
+        except LabelStudioError as error:
+            if error.label_studio_status == _NOT_FOUND:
+                return True
+            raise
+        return False
 
     def update_project(self, project_id: int, **values: Any) -> None:
         """Set fields of a project."""
@@ -304,7 +323,7 @@ class LabelStudio:
                 body = self._get("/api/tasks", **query, page=page)
             except LabelStudioError as error:
                 # Tasks that are deleted while they are listed shorten the list.
-                if page > 1 and error.label_studio_status == 404:
+                if page > 1 and str(error).endswith(_PAST_THE_END):
                     return
                 raise
             with self._expecting_label_studio():
@@ -365,6 +384,12 @@ class LabelStudio:
                 f"{_detail(response)}): check LABEL_STUDIO_API_KEY, whether its kind of token is "
                 "enabled in Label Studio (Organization > API Tokens), and its user's rights",
                 label_studio_status=status,
+            )
+        if status == _NOT_FOUND and not _detail(response):
+            # A proxy's, which Label Studio may be back behind in a moment.
+            raise LabelStudioUnreachableError(
+                f"{method} {path} was answered with 404, and not by Label Studio: check whether it "
+                f"runs, and that {self.url} leads to it"
             )
         if not response.is_success:
             raise LabelStudioError(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy.engine import Connection
 
 from backend.store.embeddings import Embeddings
 from backend.store.findings import Findings
 from backend.store.history import History
 from backend.store.projects import Projects
-from backend.store.requests import Requests
+from backend.store.requests import Kind, Request, Requests
 from backend.store.schema import Database
 from backend.store.standings import Standings
 from backend.store.tasks import Tasks
@@ -50,6 +53,31 @@ class Store:
             requests,
             Usage(database),
             Webhooks(database, projects, requests),
+        )
+
+    def set_up(
+        self,
+        project_id: int,
+        *,
+        compare_in: float,
+        label_config: str | None = None,
+        extra_params: dict[str, Any] | None = None,
+    ) -> bool:
+        """Create a project or bring it up to date, and ask for all of it where anything changed.
+
+        In one transaction: a project of which nothing is asked would never be compared with Label
+        Studio, which is done in `compare_in` seconds, and again and again from then on. Tells
+        whether anything changed.
+        """
+
+        def ask(connection: Connection) -> None:
+            at_once = [Request(project_id, kind) for kind in (Kind.TRAIN, Kind.SYNC)]
+            self.requests.add_all(at_once, within=connection)
+            compared = [Request(project_id, Kind.RECONCILE)]
+            self.requests.add_all(compared, delay=compare_in, within=connection)
+
+        return self.projects.set_up(
+            project_id, label_config=label_config, extra_params=extra_params, also=ask
         )
 
     def forget(self, project_id: int) -> None:

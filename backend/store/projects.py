@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -72,10 +72,11 @@ class Projects:
         *,
         label_config: str | None = None,
         extra_params: dict[str, Any] | None = None,
+        also: Callable[[Connection], None] = lambda _connection: None,
     ) -> bool:
         """Create a project or bring it up to date; tells whether anything changed.
 
-        What is None stays as it is.
+        What is None stays as it is. `also` is done in the transaction of a change.
         """
         before = self.get(project_id)
         if before is None:
@@ -88,6 +89,7 @@ class Projects:
             }
             with self._database.write() as connection:
                 connection.execute(self._database.insert(projects).on_conflict_do_nothing(), [row])
+                also(connection)
             return True
         changes: dict[str, Any] = {}
         if not before.connected:
@@ -97,7 +99,9 @@ class Projects:
         if extra_params is not None and extra_params != before.extra_params:
             changes["extra_params"] = extra_params
         if changes:
-            self.update(project_id, **changes)
+            with self._database.write() as connection:
+                self.update(project_id, within=connection, **changes)
+                also(connection)
         return bool(changes)
 
     def update(self, project_id: int, *, within: Connection | None = None, **values: Any) -> None:

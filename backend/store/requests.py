@@ -22,7 +22,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from backend.errors import DatabaseError
-from backend.store.schema import Database, requests
+from backend.store.schema import Database, projects, requests
 
 LEASE = 20.0
 LONGEST_BACKOFF = 60.0
@@ -207,6 +207,17 @@ class Requests:
                 )
                 for row in connection.execute(query)
             ]
+
+    def without(self, kind: Kind) -> list[int]:
+        """Return the connected projects of which nothing of a kind is wanted."""
+        wanted = sa.select(requests.c.project_id).where(
+            requests.c.kind == kind.value, requests.c.requested > requests.c.done
+        )
+        query = sa.select(projects.c.id).where(
+            projects.c.connected.is_(True), projects.c.id.not_in(wanted)
+        )
+        with self._database.read() as connection:
+            return list(connection.scalars(query))
 
     def counts(self) -> list[Count]:
         """Count what is not done, by kind and state."""

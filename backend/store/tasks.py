@@ -10,6 +10,7 @@ from itertools import islice
 
 import sqlalchemy as sa
 
+from backend.store.requests import SKEW
 from backend.store.schema import Database, tasks
 
 CHUNK = 1000
@@ -181,13 +182,29 @@ class Tasks:
             return {row.id: row.open for row in rows}
 
     def mark_shown(self, project_id: int, ids: Collection[int], seconds: float) -> None:
-        """Record that annotators' pages may show these tasks for so long."""
-        with self._database.write() as connection:
-            connection.execute(
-                sa.update(tasks)
-                .where(tasks.c.project_id == project_id, tasks.c.id.in_(ids))
-                .values(shown_until=time.time() + seconds)
-            )
+        """Record that annotators' pages may show these tasks for so long.
+
+        It is the same for all: what lies further ahead was written before the clock went back.
+        """
+        until = time.time() + seconds
+        ahead = sa.select(tasks.c.id).where(
+            tasks.c.project_id == project_id, tasks.c.shown_until > until + SKEW
+        )
+        # It looks at all tasks, while which others may write.
+        with self._database.read() as connection:
+            too_long = list(connection.scalars(ahead))
+        # Still shown, perhaps, but before these.
+        for some, shown_until in ((too_long, until - SKEW), (ids, until)):
+            for chunk in _chunks(some):
+                with self._database.write() as connection:
+                    connection.execute(
+                        sa.update(tasks)
+                        .where(
+                            tasks.c.project_id == project_id,
+                            self._database.among(tasks.c.id, chunk),
+                        )
+                        .values(shown_until=shown_until)
+                    )
 
     def shown(self, project_id: int, limit: int) -> set[int]:
         """Return the tasks that pages may show, those that came to be shown last.

@@ -165,7 +165,7 @@ class FakeLabelStudio:
             return 404, {"detail": "No Project matches the given query."}
         match method, parts:
             case "GET", ["projects", _]:
-                annotations = sum(len(task["annotations"]) for task in self.tasks.values())
+                annotations = sum(len(_given(task)) for task in self.tasks.values())
                 counts = {"task_number": len(self.tasks), "total_annotations_number": annotations}
                 return 200, {**(self.project or {}), **counts}
             case "PATCH", ["projects", _]:

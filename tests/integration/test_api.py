@@ -20,12 +20,12 @@ from backend.api import load
 from backend.api.auth import SECRET_HEADER, digest
 from backend.clip.encoder import Encoder
 from backend.embedding import Embedder
-from backend.errors import EncoderError
+from backend.errors import DatabaseError, EncoderError
 from backend.labelstudio.config import parse_labeling_config
 from backend.prediction import Predictor
 from backend.settings import Settings
 from backend.store import Store
-from backend.store.requests import Kind
+from backend.store.requests import Kind, Requests
 from backend.store.versions import Version
 from tests.integration.conftest import PictureServer, StartApp, data_uri, png
 from tests.integration.fetching import Answer, Server, respond
@@ -358,6 +358,24 @@ def test_score_uncertainty_orders_the_other_way_round(start_app: StartApp, strat
 # Setup
 
 
+def test_setup_that_the_database_cuts_off_leaves_nothing_and_is_done_whole_the_next_time(
+    client: FlaskClient, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_args: Any, **_options: Any) -> None:
+        raise DatabaseError("the database is away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Requests, "add_all", fail)
+        body = {"project": PROJECT, "schema": CONFIG}
+        assert_refused(client.post("/setup", json=body), 503)
+        assert_refused(webhook(client, "ANNOTATION_CREATED"), 503)
+    assert store.projects.get(7) is None
+
+    setup(client)
+
+    assert wanted(store) == {Kind.TRAIN, Kind.SYNC, Kind.RECONCILE}
+
+
 def test_setup_again_changes_nothing_and_asks_for_nothing(
     client: FlaskClient, store: Store
 ) -> None:
@@ -521,7 +539,7 @@ def test_a_webhook_of_a_project_that_the_database_lost_sets_it_up(
     assert answer.status_code == 201
     assert project is not None
     assert project.label_config == CONFIG
-    assert {Kind.TRAIN, Kind.SYNC} <= wanted(store)
+    assert {Kind.TRAIN, Kind.SYNC, Kind.RECONCILE} <= wanted(store)
 
 
 def test_a_disconnected_project_s_webhooks_are_ignored(client: FlaskClient, store: Store) -> None:
@@ -738,7 +756,7 @@ def test_a_duplicated_project_takes_config_and_params_over(
     copy = store.projects.get(8)
     assert copy is not None
     assert (copy.label_config, copy.extra_params) == (CONFIG, {"query_strategy": "entropy"})
-    assert {Kind.TRAIN, Kind.SYNC} <= wanted(store, 8)
+    assert {Kind.TRAIN, Kind.SYNC, Kind.RECONCILE} <= wanted(store, 8)
 
 
 def test_a_config_is_validated_with_a_sentence(client: FlaskClient) -> None:

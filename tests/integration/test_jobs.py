@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +15,8 @@ from backend import assembly
 from backend.clip.encoder import Encoder
 from backend.embedding import Embedder
 from backend.jobs import refresh as refresh_module
+from backend.jobs import worker as worker_module
+from backend.jobs.queue import JobQueue
 from backend.jobs.services import Services, current_services
 from backend.jobs.worker import perform
 from backend.labelstudio import removal
@@ -27,7 +30,7 @@ from backend.store.requests import Kind, Request, Waiting
 from backend.store.schema import requests
 from backend.store.tasks import Task
 from backend.store.versions import Version
-from tests.integration.conftest import PictureServer, data_uri
+from tests.integration.conftest import PictureServer, data_uri, work_until
 from tests.integration.fake_label_studio import CONFIG, PROJECT, FakeLabelStudio
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
@@ -1202,6 +1205,22 @@ def test_a_picture_that_can_be_had_again_is_predicted(
     assert label_studio.predicted(version.name) == {task_id: 1}
 
 
+def test_a_worker_asks_for_comparisons_that_were_cut_off(
+    services: Services, store: Store, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "HEARTBEAT", 0.1)
+    store.projects.forget(PROJECT)
+    with closing(JobQueue(redis_url)) as queue:
+
+        def is_compared() -> bool:
+            # Not before the worker has looked, as it starts, at what there is.
+            if queue.workers() and store.projects.get(PROJECT) is None:
+                store.projects.set_up(PROJECT)
+            return Kind.RECONCILE in waiting(store)
+
+        work_until(services, queue, is_compared)
+
+
 def test_a_project_whose_ml_backend_was_removed_is_disconnected(
     services: Services, store: Store, label_studio: FakeLabelStudio
 ) -> None:
@@ -1214,6 +1233,30 @@ def test_a_project_whose_ml_backend_was_removed_is_disconnected(
 
     assert not project_of(store).connected
     assert waiting(store) == set()
+
+
+def test_an_ml_backend_that_is_added_again_while_it_is_looked_for_stays_connected(
+    services: Services,
+    store: Store,
+    label_studio: FakeLabelStudio,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    held = list(label_studio.ml_backends)
+    label_studio.ml_backends.clear()
+    listed = LabelStudio.ml_backends
+
+    def list_and_add(client: LabelStudio, project_id: int) -> list[dict[str, Any]]:
+        found = listed(client, project_id)
+        label_studio.ml_backends[:] = held
+        # What /setup does, which Label Studio calls once it has added it.
+        store.set_up(project_id, label_config=CONFIG, compare_in=60.0)
+        return found
+
+    monkeypatch.setattr(LabelStudio, "ml_backends", list_and_add)
+    do(store, Kind.RECONCILE)
+
+    assert project_of(store).connected
+    assert Kind.RECONCILE in waiting(store)
 
 
 def test_another_ml_backend_does_not_stand_for_ours(

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
+from itertools import count
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +18,8 @@ import tenacity
 from backend.jobs import refresh as refresh_module
 from backend.jobs.services import Services, current_services
 from backend.jobs.worker import perform
-from backend.labelstudio.client import LabelStudio
+from backend.labelstudio import client as client_module
+from backend.labelstudio.client import LabelStudio, RemoteProject
 from backend.store import Store
 from backend.store.requests import Kind, Request
 from backend.store.schema import requests
@@ -114,6 +116,9 @@ ANSWERS: dict[str, Odd] = {
     "an_empty_object": (200, {}, b"{}"),
     "null": (200, {}, b"null"),
     "words": (200, {}, b'"later"'),
+    # What stands before Label Studio answers while that is down.
+    "not_found": (404, {"Content-Type": "text/plain"}, b"404 page not found\n"),
+    "not_found_in_json": (404, {}, b'{"detail": "Not Found"}'),
 }
 
 
@@ -212,6 +217,128 @@ def test_a_token_that_is_revoked_is_told_of_and_asks_no_more_than_a_job_once(
     label_studio.instead = lambda method, path: None
     work(store)
     assert_right(store, label_studio)
+
+
+@pytest.mark.parametrize("name", ["not_found", "not_found_in_json"])
+def test_a_proxy_s_404_while_label_studio_is_down_does_not_forget_the_project(
+    services: Services, store: Store, label_studio: FakeLabelStudio, name: str
+) -> None:
+    ids = settled(store, label_studio)
+    label_studio.annotate(ids[3], "green")
+    project, versions = store.projects.get(PROJECT), store.versions.names(PROJECT)
+
+    label_studio.instead = lambda method, path: ANSWERS[name]
+    store.requests.add_all([Request(PROJECT, kind) for kind in (Kind.TRAIN, Kind.RECONCILE)])
+    for request in store.requests.due():
+        perform(request.project_id, request.kind.value, request.part)
+
+    assert store.projects.get(PROJECT) == project
+    assert store.versions.names(PROJECT) == versions
+    assert {item.request.kind for item in store.requests.waiting(PROJECT) if item.error} == {
+        Kind.TRAIN,
+        Kind.RECONCILE,
+    }
+    label_studio.instead = lambda method, path: None
+    work(store)
+    assert_right(store, label_studio)
+
+
+def test_a_proxy_s_last_404_does_not_forget_a_project_of_a_label_studio_that_is_back(
+    services: Services, store: Store, label_studio: FakeLabelStudio
+) -> None:
+    settled(store, label_studio)
+    left = [ANSWERS["not_found_in_json"]]
+    label_studio.instead = lambda method, path: left.pop() if left else None
+    work(store)
+    assert_right(store, label_studio)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        ANSWERS["not_found"],
+        ANSWERS["not_found_in_json"],
+        (404, {}, b'{"detail": "Invalid page."}'),
+        (200, {}, b'{"tasks": [], "total": 0}'),
+    ],
+)
+@pytest.mark.parametrize("page", [1, 2, 3])
+def test_a_page_of_annotated_tasks_that_is_missing_costs_no_label(
+    services: Services,
+    store: Store,
+    label_studio: FakeLabelStudio,
+    odd: Odd,
+    page: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(client_module, "ANNOTATED_PAGE", 4)
+    ids = label_studio.add_tasks(*shades(12))
+    for task_id in ids[:6]:
+        label_studio.annotate(task_id, "blue")
+    work(store)
+    for task_id in ids[6:11]:
+        label_studio.annotate(task_id, "red")
+    lists = count(0)
+
+    def instead(method: str, path: str) -> Odd | None:
+        # The first list is of the task that was changed last.
+        return odd if path == "/api/tasks" and next(lists) == page else None
+
+    label_studio.instead = instead
+    store.requests.add(Request(PROJECT, Kind.TRAIN))
+    perform(PROJECT, Kind.TRAIN.value, 0)
+    label_studio.instead = lambda method, path: None
+    work(store)
+
+    assert_right(store, label_studio)
+    label_studio.requests.clear()
+    work(store)
+    assert len([path for _, path in label_studio.requests if path == "/api/tasks"]) == 1
+
+
+def test_tasks_that_are_deleted_between_two_pages_cost_no_other_s_label(
+    services: Services,
+    store: Store,
+    label_studio: FakeLabelStudio,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(client_module, "ANNOTATED_PAGE", 4)
+    ids = label_studio.add_tasks(*shades(12))
+    for task_id in ids[:9]:
+        label_studio.annotate(task_id, "blue")
+    lists = count(0)
+
+    def before(method: str, path: str) -> None:
+        if path == "/api/tasks" and next(lists) == 2:
+            label_studio.delete_task(ids[0])
+
+    label_studio.before = before
+    store.requests.add(Request(PROJECT, Kind.TRAIN))
+    perform(PROJECT, Kind.TRAIN.value, 0)
+    work(store)
+
+    assert_right(store, label_studio)
+
+
+def test_a_counter_of_annotations_that_is_wrong_for_good_is_read_after_once_more(
+    services: Services,
+    store: Store,
+    label_studio: FakeLabelStudio,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    project = LabelStudio.project
+
+    def miscounted(client: LabelStudio, project_id: int) -> RemoteProject:
+        found = project(client, project_id)
+        return replace(found, annotation_count=found.annotation_count + 1)
+
+    monkeypatch.setattr(LabelStudio, "project", miscounted)
+    settled(store, label_studio)
+    work(store)
+    label_studio.requests.clear()
+    work(store)
+
+    assert len([path for _, path in label_studio.requests if path == "/api/tasks"]) == 1
 
 
 # Changes meanwhile

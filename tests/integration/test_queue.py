@@ -94,6 +94,21 @@ def test_the_job_of_a_worker_that_died_is_replaced(queue: JobQueue) -> None:
     assert job.get_status() is JobStatus.QUEUED
 
 
+@pytest.mark.parametrize(
+    ("ahead", "jobs"), [(timedelta(seconds=30), {}), (timedelta(hours=1), {"train": 1})]
+)
+def test_a_clock_that_goes_back_does_not_keep_the_job_of_a_worker_that_died(
+    queue: JobQueue, ahead: timedelta, jobs: dict[str, int]
+) -> None:
+    queue.enqueue(TRAIN)
+    # Clocks of two machines differ by half a minute at times, and not by an hour.
+    taken(queue, ago=-ahead)
+
+    queue.enqueue(TRAIN)
+
+    assert queued(queue) == jobs
+
+
 def test_a_job_that_failed_is_replaced(queue: JobQueue) -> None:
     queue.enqueue(TRAIN)
     # Outside a worker process a job finds no services: a bug, as far as RQ can see. A context of

@@ -136,6 +136,18 @@ def test_the_longest_due_come_first_and_no_more_than_wanted(store: Store) -> Non
     assert store.requests.due(limit=2) == [parts[4], parts[3]]
 
 
+def test_connected_projects_of_which_a_kind_is_not_wanted_are_found(store: Store) -> None:
+    for project_id in (7, 8, 9):
+        store.projects.set_up(project_id)
+    store.projects.update(9, connected=False)
+    store.requests.add_all([TRAIN, Request(8, Kind.SYNC)])
+    assert store.requests.without(Kind.TRAIN) == [8]
+
+    assert do(store, TRAIN)
+
+    assert sorted(store.requests.without(Kind.TRAIN)) == [7, 8]
+
+
 def test_a_thousand_requests_can_be_asked_for_at_once(store: Store) -> None:
     store.requests.add_all([Request(7, Kind.EMBED, part) for part in range(1500)])
 

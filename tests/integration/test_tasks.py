@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
+from types import SimpleNamespace
+
+import pytest
 
 from backend.store import Store
 from backend.store.tasks import Progress, StoredTask
@@ -109,6 +113,24 @@ def test_tasks_that_pages_may_show_are_known_for_a_while(store: Store) -> None:
     assert store.tasks.shown(PROJECT, 1) == {3, 5}
     assert store.tasks.shown(OTHER, 10) == set()
     assert store.tasks.states(PROJECT) == {1: True, 2: True, 3: True, 4: False, 5: False}
+
+
+def test_a_clock_that_goes_back_has_no_task_shown_for_longer(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hour, day, goes_by = 3600.0, 86_400.0, [0.0]
+    clock = SimpleNamespace(time=lambda: time.time() + goes_by[0])
+    monkeypatch.setattr("backend.store.tasks.time", clock)
+    mirrored(store, task(1), task(2))
+    store.tasks.mark_shown(PROJECT, [1], 12 * hour)
+
+    goes_by[0] = -day
+    store.tasks.mark_shown(PROJECT, [2], 12 * hour)
+
+    assert store.tasks.shown(PROJECT, 1) == {2}
+    assert store.tasks.shown(PROJECT, 10) == {1, 2}
+    goes_by[0] += 12 * hour
+    assert store.tasks.shown(PROJECT, 10) == set()
 
 
 def test_a_range_of_tasks_includes_its_start_and_not_its_end(store: Store) -> None:
