@@ -45,6 +45,9 @@ _NOT_PUBLIC = tuple(
 )
 _UNICAST_V6 = IPv6Network("2000::/3")
 _NAT64 = IPv6Network("64:ff9b::/96")
+# Where a network translates them, packets end up at the IPv4 address at their end (RFC 8215, 4291,
+# 7915).
+_PERHAPS_V4 = tuple(map(IPv6Network, ("64:ff9b:1::/96", "::/96", "::ffff:0:0:0/96")))
 
 # Where clouds tell a machine its own credentials; 168.63.129.16 is a public address.
 _METADATA = frozenset(
@@ -53,12 +56,16 @@ _METADATA = frozenset(
         (
             "169.254.169.254",
             "169.254.170.2",
+            "169.254.170.23",
+            "169.254.169.253",
+            "169.254.0.23",
             "100.100.100.200",
             "168.63.129.16",
             "192.0.0.192",
             "fd00:ec2::254",
             "fd00:ec2::23",
             "fd20:ce::254",
+            "fd00:42::42",
         ),
     )
 )
@@ -148,7 +155,7 @@ class AllowedHosts:
             for network, listed_port in self.networks
             if address in network and listed_port in (None, port)
         ]
-        if address in _METADATA:
+        if _may_be_metadata(address):
             return any(network.num_addresses == 1 for network in listed)
         if listed:
             return True
@@ -175,12 +182,22 @@ def _embedded(address: Address) -> Address:
     if address.ipv4_mapped is not None:
         return address.ipv4_mapped
     if address in _NAT64:
-        return IPv4Address(int(address) & 0xFFFF_FFFF)
+        return _last_v4(address)
     if address.sixtofour is not None:
         return address.sixtofour
     if address.teredo is not None:
         return address.teredo[1]
     return address
+
+
+def _may_be_metadata(address: Address) -> bool:
+    if isinstance(address, IPv6Address) and any(address in network for network in _PERHAPS_V4):
+        return _last_v4(address) in _METADATA
+    return address in _METADATA
+
+
+def _last_v4(address: IPv6Address) -> IPv4Address:
+    return IPv4Address(int(address) & 0xFFFF_FFFF)
 
 
 def _split(entry: str) -> tuple[str, int | None]:

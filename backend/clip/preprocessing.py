@@ -19,6 +19,20 @@ if TYPE_CHECKING:
 _FINER = 3.2
 
 
+# How many times as long as wide a picture may be before its ends are cut off: its shorter side is
+# made to fit, and CLIP sees the square in its middle.
+_LONGEST = 32
+
+
+def _without_far_ends(image: Image.Image) -> Image.Image:
+    longest = _LONGEST * min(image.size)
+    width, height = (min(side, longest) for side in image.size)
+    if (width, height) == image.size:
+        return image
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
 class Preprocessing:
     """What open_clip does to a picture, to within one of 255 levels, in a fraction of the time.
 
@@ -35,6 +49,7 @@ class Preprocessing:
         if not isinstance(normalize, Normalize):
             raise TypeError(f"not open_clip's preprocessing: {transform}")
         resize: Any = steps[0]
+        self._crops = isinstance(resize, Resize) and isinstance(resize.size, int)
         if isinstance(resize, Resize):
             steps[:1] = [PILToTensor(), ResizeBytes(resize.size, resize.interpolation)]
         else:
@@ -49,6 +64,8 @@ class Preprocessing:
 
     def __call__(self, image: Image.Image) -> Tensor:
         """Return the pixels [3, H, W] uint8 that CLIP sees of an RGB picture."""
+        if self._crops:
+            image = _without_far_ends(image)
         pixels: Tensor = self._pixels(image)
         return pixels
 

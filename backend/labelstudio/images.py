@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import logging
 import posixpath
 import re
 import time
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from http.cookiejar import CookieJar, DefaultCookiePolicy
+from string import whitespace
 from types import TracebackType
 from typing import TypeVar
 from urllib.parse import parse_qs, unquote_to_bytes
@@ -31,7 +33,11 @@ from backend.labelstudio.decoding import ImageLimits
 from backend.labelstudio.transport import PictureTransport
 from backend.processes import give_way
 
+log = logging.getLogger(__name__)
+
 _MAX_REDIRECTS = 5
+# Each takes some seventy bytes while it is decoded.
+_MOST_ESCAPED = 1_000_000
 _REMEMBERED = 100_000
 _LONGEST_REMEMBERED = 2_000
 _FIRST_RETRY_AFTER = 0.2
@@ -195,6 +201,9 @@ class ImageFetcher:
             return use(self.fetch(source, task_id))
         except ImageError as error:
             return error
+        except Exception as error:  # noqa: BLE001 - whatever a picture does, it costs its own task
+            log.warning("a picture fails in a way of its own: %s", type(error).__name__)
+            return ImageError("the picture cannot be read: see the log of the backend")
 
     def _target(self, source: str, task_id: int | None) -> httpx.URL:
         is_cloud = _scheme(source) in _CLOUD_SCHEMES
@@ -224,9 +233,10 @@ class ImageFetcher:
             raise _not_configured(source)
         try:
             url = self._on_label_studio(source) if is_path else httpx.URL(source)
-        except httpx.InvalidURL as error:
+            is_web_address = _is_web_address(url)
+        except (httpx.InvalidURL, UnicodeError) as error:
             raise _not_a_url(source) from error
-        if not _is_web_address(url):
+        if not is_web_address:
             raise _not_a_url(source)
         return url
 
@@ -278,7 +288,8 @@ class ImageFetcher:
             raise _TemporaryError(
                 f"{url.host} cannot be reached: {error}", ImageFault.UNREACHABLE
             ) from error
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
+        # A host can be wrong in ways that are found late (IDNA).
+        except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
             raise ImageError(
                 f"{url.host} sent an answer that cannot be read", fault=ImageFault.ANSWER
             ) from error
@@ -333,12 +344,15 @@ class ImageFetcher:
         header, comma, payload = source.partition(",")
         if not comma:
             raise ImageError("data: URI without a comma before its data")
+        is_base64 = header.lower().endswith(";base64")
         # Base64 has four characters for three bytes, percent-encoding three for one.
-        if len(payload) > 3 * self._limits.max_bytes:
+        if len(payload) > (2 if is_base64 else 3) * self._limits.max_bytes:
             raise self._too_large()
+        if payload.count("%") > _MOST_ESCAPED:
+            raise ImageError(f"data: URI with more than {_MOST_ESCAPED} escaped bytes; use base64")
         data = unquote_to_bytes(payload)
-        if header.lower().endswith(";base64"):
-            compact = b"".join(data.split()).rstrip(b"=")
+        if is_base64:
+            compact = data.translate(None, whitespace.encode()).rstrip(b"=")
             try:
                 data = base64.b64decode(compact + b"=" * (-len(compact) % 4), validate=True)
             except binascii.Error as error:
@@ -360,11 +374,13 @@ class ImageFetcher:
 
 
 def _cleaned(source: str) -> str:
-    # JSON can smuggle in half a surrogate pair, which no URL can be made of.
-    if not source.isascii() and any("\ud800" <= character <= "\udfff" for character in source):
+    try:
+        source.encode()
+    except UnicodeEncodeError:
+        # JSON can smuggle in half a surrogate pair, which no URL can be made of.
         raise ImageError(
             "the image source has characters that cannot be encoded", fault=ImageFault.SOURCE
-        )
+        ) from None
     return source.strip()
 
 
@@ -414,11 +430,15 @@ def _shown(source: str) -> str:
         return "data: URI"
     # Of Label Studio's own paths this one has the file's name in its query.
     if source.startswith("/data/local-files/"):
-        return source[:200]
+        name = parse_qs(source.partition("?")[2]).get("d", [""])[0]
+        return f"/data/local-files/?d={name}"[:200]
     place = source.partition("?")[0].partition("#")[0]
+    if "@" in place and (not place.startswith("/") or place.startswith(("//", "/\\"))):
+        # Mistyped in whatever way, a password ends there at the latest.
+        scheme = _scheme(source)
+        place = (f"{scheme}://" if scheme else "//") + place.rpartition("@")[2]
     before, slashes, rest = place.partition("//")
-    authority, slash, path = rest.partition("/")
-    host = authority.rpartition("@")[2]
+    host, slash, path = rest.partition("/")
     name, colon, port = host.rpartition(":")
     if colon and "]" not in port and not port.isdecimal():
         host = name  # no port, but the beginning of a password with a slash in it

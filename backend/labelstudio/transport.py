@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from ipaddress import ip_address
+from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import httpcore
 import httpx
 
 from backend.addresses import Address, AllowedHosts
-from backend.errors import ImageHostError
+from backend.errors import ImageHostError, SettingsError
 
 _PORTS = {"http": 80, "https": 443}
 _KEEP_IDLE = 5.0
@@ -251,6 +252,11 @@ def _environment_proxies() -> dict[str, httpcore.Proxy]:
     for scheme in _PORTS:
         address = addresses.get(scheme) or addresses.get("all")
         if address:
+            if urlsplit(address).scheme.startswith("socks"):
+                raise SettingsError(
+                    "HTTP_PROXY, HTTPS_PROXY or ALL_PROXY name a SOCKS proxy: pictures are fetched "
+                    "through http:// and https:// proxies alone"
+                )
             proxy = httpx.Proxy(address if "://" in address else f"http://{address}")
             proxies[scheme] = httpcore.Proxy(
                 httpcore.URL(

@@ -4,7 +4,9 @@ import base64
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
 
 import pytest
@@ -12,12 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backend.addresses import AllowedHosts
-from backend.errors import ImageError, LabelStudioUnreachableError
+from backend.errors import ImageError, ImageFault, LabelStudioUnreachableError, SettingsError
 from backend.labelstudio.images import ImageFetcher
 from tests.integration.fetching import (
     LIMITS,
     PICTURE,
     TOKEN,
+    Answer,
+    Server,
     answering,
     failure,
     fetch,
@@ -485,3 +489,56 @@ def test_any_text_has_a_name_or_is_refused_with_one_error() -> None:
 
 def test_half_a_surrogate_pair_is_refused() -> None:
     assert "cannot be encoded" in str(failure("https://host/\ud800.png"))
+
+
+@pytest.mark.parametrize("host", ["xn--", "xn--0", "XN--ZZZZ", "a.xn--"])
+def test_a_host_that_no_name_stands_for_costs_its_own_picture(
+    serve: Callable[[Answer], Server], host: str
+) -> None:
+    def lead_there(request: BaseHTTPRequestHandler) -> None:
+        respond(request, 302, {"Location": f"http://{host}/a.png"})
+
+    assert failure(f"http://{host}/a.png").fault in (ImageFault.SOURCE, ImageFault.HOST)
+    assert isinstance(failure(serve(lead_there).url), ImageError)
+    with fetcher_for(None) as fetcher, suppress(ImageError):
+        fetcher.locate(f"http://{host}/a.png")
+
+
+def test_whatever_a_picture_does_it_costs_its_own_task(serve: Callable[[Answer], Server]) -> None:
+    def use(body: bytes) -> bytes:
+        if body == b"bad":
+            raise MemoryError
+        return body
+
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        respond(request, body=request.path[1:].encode())
+
+    url = serve(answer).url
+    with fetcher_for(None) as fetcher:
+        outcome = list(
+            fetcher.fetch_all([(f"{url}/{name}", None) for name in ("good", "bad")], use, ahead=2)
+        )
+
+    assert outcome[0] == b"good"
+    assert isinstance(outcome[1], ImageError)
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("data:," + "%41" * 1_000_001, "more than 1000000 escaped bytes"),
+        ("data:;base64," + "AA  " * 10_000, "larger than the limit"),
+    ],
+    ids=["escaped", "spaced"],
+)
+def test_a_data_uri_costs_little_more_than_its_picture(uri: str, message: str) -> None:
+    limits = replace(LIMITS, max_bytes=10_000 if "base64" in uri else 10_000_000)
+    with pytest.raises(ImageError, match=message):
+        fetch(uri, limits=limits)
+
+
+def test_a_socks_proxy_is_refused_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "socks5://me:secret@127.0.0.1:9")
+    with pytest.raises(SettingsError, match="SOCKS proxy") as refused, fetcher_for(None):
+        pass
+    assert "secret" not in str(refused.value)

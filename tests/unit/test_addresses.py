@@ -168,6 +168,22 @@ def test_addresses_and_networks_are_listed_whatever_the_name(
     assert allows(listed, address, port=port) is allowed
 
 
+@pytest.mark.parametrize(
+    "address",
+    [
+        "169.254.170.23",
+        "169.254.169.253",
+        "fd00:42::42",
+        "::169.254.169.254",
+        "::ffff:0:169.254.169.254",
+        "64:ff9b:1::a9fe:a9fe",
+    ],
+)
+def test_no_network_that_is_listed_has_a_metadata_service(address: str) -> None:
+    assert not allows("0.0.0.0/0,::/0", address)
+    assert not allows("example.org", address, host="example.org")
+
+
 def test_a_metadata_service_must_be_listed_by_its_very_address() -> None:
     assert not allows("169.254.0.0/16", "169.254.169.254")
     assert not allows("fd00::/8", "fd00:ec2::254")

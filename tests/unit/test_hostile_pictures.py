@@ -47,8 +47,13 @@ from backend.labelstudio.decoding import ImageLimits, decode
 from backend.logs import configure_logging
 
 def peak():
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    status = Path("/proc/self/status")
+    if not status.exists():
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    # What getrusage says begins with the most that the parent had.
+    lines = status.read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 configure_logging("INFO")
 data, limits = Path(sys.argv[1]).read_bytes(), ImageLimits(*json.loads(sys.argv[2]))
@@ -138,6 +143,59 @@ def tiff_of_rows(rows: int) -> bytes:
     return grey_tiff(1, rows, *strips, after=after)
 
 
+def tiff_of_tiles(tiles: int) -> bytes:
+    """Return a TIFF of so many tiles of 960,000 pixels, which are all the same bytes."""
+    packed = zeros(1 << 20)
+    places = 8 + 2 + 12 * 10 + 4
+    entries = (
+        (256, 4, 1, 16 * tiles),
+        (257, 4, 1, 1),
+        (258, 3, 1, 8),
+        (259, 3, 1, 8),
+        (262, 3, 1, 1),
+        (277, 3, 1, 1),
+        (322, 4, 1, 16),
+        (323, 4, 1, 60_000),
+        (324, 4, tiles, places),
+        (325, 4, tiles, places + 4 * tiles),
+    )
+    start = struct.pack("<I", places + 8 * tiles)
+    return tiff(*entries, after=start * tiles + struct.pack("<I", len(packed)) * tiles + packed)
+
+
+def jpeg_with(segments: bytes) -> bytes:
+    data = encoded(NOISE, "JPEG")
+    return data[:2] + segments + data[2:]
+
+
+def fax(rows: int) -> bytes:
+    data = np.random.default_rng(0).bytes(rows)
+    return tiff(
+        (256, 4, 1, 8),
+        (257, 4, 1, rows),
+        (258, 3, 1, 1),
+        (259, 3, 1, 2),
+        (262, 3, 1, 0),
+        (277, 3, 1, 1),
+        (278, 4, 1, rows),
+        (273, 4, 1, 8 + 2 + 12 * 9 + 4),
+        (279, 4, 1, len(data)),
+        after=data,
+    )
+
+
+def bmp_of_runs() -> bytes:
+    """Return a BMP of one row that ends at its first pixel, again and again."""
+    rows = b"\1\1\0\0" * 3_000_000
+    head = struct.pack("<2sIHHI", b"BM", 1078 + len(rows), 0, 0, 1078)
+    return (
+        head
+        + struct.pack("<IiiHHIIiiII", 40, 900_000, 1, 1, 8, 1, len(rows), 0, 0, 0, 0)
+        + bytes(1024)
+        + rows
+    )
+
+
 def jpeg_of_scans(scans: int) -> bytes:
     data = encoded(NOISE, "JPEG", progressive=True)
     last = data.rindex(b"\xff\xda")
@@ -210,6 +268,12 @@ BOMBS = {
     "a frame past a GIF's screen": lambda: patched(
         gif_with(), b",\0\0\0\0", 5, struct.pack("<HH", 60_000, 60_000)
     ),
+    "a TIFF of countless tiles": lambda: tiff_of_tiles(50),
+    "countless EXIF segments": lambda: jpeg_with((b"\xff\xe1\0\x12Exif\0\0" + bytes(10)) * 200_000),
+    "countless empty segments": lambda: jpeg_with(b"\xff\xe5\0\2" * 2_000_000),
+    "endless filling": lambda: jpeg_with(b"\xff" * 8_000_000),
+    "a fax of broken rows": lambda: fax(200_000),
+    "a BMP of runs": bmp_of_runs,
     "a JPEG that claims to be huge": lambda: patched(
         encoded(NOISE, "JPEG"), b"\xff\xc0", 5, struct.pack(">HH", 65_500, 65_500)
     ),
@@ -265,6 +329,32 @@ def test_a_tiff_has_a_limit_on_its_strips() -> None:
     assert decode(tiff_of_rows(2000), LIMITS).size == (1, 2000)
     with pytest.raises(ImageError, match=f"{MAX_STRIPS + 1} strips or tiles"):
         decode(tiff_of_rows(MAX_STRIPS + 1), LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("bomb", "message"),
+    [
+        (tiff_of_tiles(50), "50 tiles of 16 x 60000 pixels"),
+        (jpeg_with((b"\xff\xe1\0\x12Exif\0\0" + bytes(10)) * 200), "far more around it"),
+        (jpeg_with(b"\xff\xe5\0\2" * 6_000), "far more around it"),
+        (jpeg_with(b"\xff" * 20_000), "far more around it"),
+        (b"\xff\xd8\xff" + bytes(20_000), "far more around it"),
+        (fax(30_000), "fax of more than 20000 rows"),
+        (bmp_of_runs(), "large BMP of runs"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_file_that_costs_more_than_its_pixels_is_refused(bomb: bytes, message: str) -> None:
+    with pytest.raises(ImageError, match=message):
+        decode(bomb, LIMITS)
+
+
+def test_what_cameras_and_programs_write_is_read() -> None:
+    segment = b"\xff\xe2" + struct.pack(">H", 65_535) + bytes(65_533)
+    assert decode(jpeg_with(segment * 200), LIMITS).size == NOISE.size
+    assert decode(jpeg_with(b"\xff" * 100), LIMITS).size == NOISE.size
+    assert decode(fax(1000), LIMITS).size == (8, 1000)
+    assert decode(tiff_of_tiles(8), LIMITS).size == (128, 1)
 
 
 def test_a_jpeg_has_a_limit_on_its_scans() -> None:
