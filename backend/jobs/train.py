@@ -20,7 +20,7 @@ from backend.labelstudio.config import Control, LabelingConfig, parse_labeling_c
 from backend.labelstudio.task_data import with_options
 from backend.prediction import fingerprint, fits, learnable, zero_shot_head
 from backend.settings import LearningSettings
-from backend.store.contents import confusions_to_bytes, labels_to_bytes
+from backend.store.contents import confusions_to_bytes, labels_to_bytes, left_out_to_bytes
 from backend.store.findings import FindingKind
 from backend.store.projects import Project
 from backend.store.requests import Claim, Kind, Request
@@ -91,6 +91,8 @@ def train(services: Services, claim: Claim) -> None:
         for control in config.controls
     }
     labels = {name: of_control.choices for name, of_control in labelled.items()}
+    # A comparison asks for the next training once their pictures can be had.
+    left_out = left_out_to_bytes({name: each.left_out for name, each in labelled.items()})
     version = Version(
         project_id=project_id,
         number=0,
@@ -133,6 +135,7 @@ def train(services: Services, claim: Claim) -> None:
                         for name, of_control in labelled.items()
                     }
                 ),
+                FindingKind.LEFT_OUT: left_out,
             },
         )
         now = store.projects.get(project_id)
@@ -146,7 +149,14 @@ def train(services: Services, claim: Claim) -> None:
         )
     else:
         # Annotators can come to agree or disagree without a label that changes.
-        store.versions.amend(latest, {name: each.people for name, each in labelled.items()})
+        store.versions.amend(
+            latest,
+            {
+                name: each.people | {"without_picture": len(each.left_out)}
+                for name, each in labelled.items()
+            },
+        )
+        store.findings.keep(project_id, latest.name, {FindingKind.LEFT_OUT: left_out})
     store.projects.update(project_id, watermark=mark)
     store.requests.add(Request(project_id, Kind.REFRESH))
 
@@ -232,6 +242,7 @@ class _Labelled:
         tasks.sort(key=lambda task: task.id or 0)
         self._ids, self._vectors = services.predictor.embedder.vectors_of(tasks, control)
         self.choices = {task_id: self._labels.values[task_id] for task_id in self._ids}
+        self.left_out = self._labels.values.keys() - self.choices.keys()
 
     def train(self, learning: LearningSettings, sample: list[StoredTask]) -> _Learnt:
         """Return the head that the labels give for what is like the sample, and how good it is."""
@@ -277,7 +288,7 @@ class _Labelled:
             "ties": self._labels.ties,
             "unknown_choices": self._labels.unknown,
             "several_choices": self._labels.several,
-            "without_picture": len(self._labels.values) - len(self._ids),
+            "without_picture": len(self.left_out),
         }
 
 

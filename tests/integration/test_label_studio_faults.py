@@ -20,9 +20,10 @@ from backend.jobs.worker import perform
 from backend.labelstudio.client import LabelStudio
 from backend.store import Store
 from backend.store.requests import Kind, Request
-from backend.store.schema import requests
-from tests.integration.conftest import data_uri, wait_until
+from backend.store.schema import images, requests
+from tests.integration.conftest import data_uri, png, wait_until
 from tests.integration.fake_label_studio import CONFIG, PROJECT, FakeLabelStudio, Odd
+from tests.integration.fetching import Answer, Server, answering, respond
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
@@ -316,3 +317,59 @@ def test_a_label_studio_from_an_older_copy_is_followed(
     work(store)
 
     assert_right(store, label_studio)
+
+
+# Pictures
+
+
+def let_pauses_of_pictures_end(store: Store) -> None:
+    with store.database.write() as connection:
+        connection.execute(sa.update(images).values(retry_at=0.0))
+
+
+def test_a_label_whose_picture_is_away_for_a_moment_is_learnt_once_it_is_there(
+    services: Services,
+    store: Store,
+    label_studio: FakeLabelStudio,
+    serve: Callable[[Answer], Server],
+) -> None:
+    is_up = threading.Event()
+    host = serve(lambda each: respond(each, *((200, png("blue")) if is_up.is_set() else (503,))))
+    settled(store, label_studio)
+    (late,) = label_studio.add_tasks(f"{host.url}/late.png")
+    label_studio.annotate(late, "blue")
+    work(store)
+    without = store.versions.active(PROJECT)
+    tried = len(host.paths)
+    is_up.set()
+    work(store)
+    assert len(host.paths) == tried
+
+    let_pauses_of_pictures_end(store)
+    work(store)
+
+    assert without is not None
+    assert without.report["colour"]["without_picture"] == 1
+    assert_right(store, label_studio)
+
+
+def test_a_label_whose_picture_never_comes_asks_for_no_training(
+    services: Services,
+    store: Store,
+    label_studio: FakeLabelStudio,
+    serve: Callable[[Answer], Server],
+) -> None:
+    host = serve(answering(404))
+    settled(store, label_studio)
+    (broken,) = label_studio.add_tasks(f"{host.url}/broken.png")
+    label_studio.annotate(broken, "blue")
+    work(store)
+    asked, tried = len(label_studio.requests), len(host.paths)
+    let_pauses_of_pictures_end(store)
+    work(store)
+    work(store)
+
+    assert len(host.paths) == tried + 1
+    # What the training reads, above all.
+    listings = [path for _, path in label_studio.requests[asked:] if path == "/api/tasks"]
+    assert len(listings) == 2
