@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
+from backend.jobs.mirroring import mirror
 from backend.jobs.services import Services
 from backend.labelstudio.config import LabelingConfig, parse_labeling_config
 from backend.store.contents import left_out_from_bytes
@@ -27,7 +28,7 @@ def sync(services: Services, claim: Claim) -> None:
     project = store.projects.get(project_id)
     if project is None or not project.connected:
         return
-    mirror(services, project_id)
+    mirror(services, project)
     config = parse_labeling_config(project.label_config)
     chunks = request_missing(services, project_id, config, store.tasks.all(project_id))
     store.requests.add(Request(project_id, Kind.REFRESH))
@@ -58,17 +59,6 @@ def embed(services: Services, claim: Claim) -> None:
     if has_come(services, config, left_out(services, request.project_id), tasks):
         store.requests.add(Request(request.project_id, Kind.TRAIN))
     store.requests.add(Request(request.project_id, Kind.REFRESH), delay=REFRESH_DELAY)
-
-
-def mirror(services: Services, project_id: int) -> None:
-    """Make the mirror of a project's tasks equal to what Label Studio lists."""
-    services.store.tasks.mirror(
-        project_id,
-        (
-            [StoredTask(task.id, task.data, task.open) for task in page]
-            for page in services.label_studio.tasks(project_id)
-        ),
-    )
 
 
 def request_missing(

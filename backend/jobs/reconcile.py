@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import logging
 from itertools import chain
-from typing import Any
 
-from backend.jobs.embed import has_come, left_out, mirror, request_missing
+from backend.jobs.embed import has_come, left_out, request_missing
+from backend.jobs.mirroring import follow, mirror
 from backend.jobs.services import Services
 from backend.jobs.sweep import is_wanted
 from backend.jobs.train import remote_project, watermark
@@ -39,10 +39,11 @@ def reconcile(services: Services, claim: Claim) -> None:
     mark = watermark(services, remote)
     if mark != project.watermark:
         wanted.add(Kind.TRAIN)
-    if _went_back(project.watermark, mark):
-        # As an older copy of Label Studio does, which gives ids to other tasks: what they are now
-        # must be known before a version predicts them.
-        mirror(services, project_id)
+    if project.mirrored is None:
+        wanted.add(Kind.SYNC)
+    elif not follow(services, project, mark[-1]):
+        # What the tasks are now must be known before a version predicts them.
+        mirror(services, project)
         wanted.add(Kind.SYNC)
     if remote.label_config != project.label_config or project.model_version is None:
         wanted.add(Kind.TRAIN)
@@ -84,14 +85,6 @@ def _has_more_to_learn(services: Services, project: Project) -> bool:
     tasks = services.store.tasks.named(project.id, ids)
     request_missing(services, project.id, config, [tasks])
     return has_come(services, config, waited_for, tasks)
-
-
-def _went_back(before: list[Any] | None, now: list[Any]) -> bool:
-    if before is None:
-        return False
-    _, annotations_before, changed_before = before
-    _, annotations, changed = now
-    return bool(annotations < annotations_before or (changed or "") < (changed_before or ""))
 
 
 def _is_attached(services: Services, project: Project) -> bool:

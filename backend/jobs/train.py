@@ -90,7 +90,7 @@ def train(services: Services, claim: Claim) -> None:
         control.name: _Labelled(services, control, annotated, before.get(control.name, {}))
         for control in config.controls
     }
-    labels = {name: of_control.choices for name, of_control in labelled.items()}
+    labels = {name: of_control.labels for name, of_control in labelled.items()}
     # A comparison asks for the next training once their pictures can be had.
     left_out = left_out_to_bytes({name: each.left_out for name, each in labelled.items()})
     version = Version(
@@ -242,6 +242,11 @@ class _Labelled:
         tasks.sort(key=lambda task: task.id or 0)
         self._ids, self._vectors = services.predictor.embedder.vectors_of(tasks, control)
         self.choices = {task_id: self._labels.values[task_id] for task_id in self._ids}
+        self.labels = {
+            task.id: (services.predictor.embedder.picture(task, control), self.choices[task.id])
+            for task in tasks
+            if task.id in self.choices
+        }
         self.left_out = self._labels.values.keys() - self.choices.keys()
 
     def train(self, learning: LearningSettings, sample: list[StoredTask]) -> _Learnt:

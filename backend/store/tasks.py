@@ -50,30 +50,36 @@ class Tasks:
     def mirror(self, project_id: int, pages: Iterable[list[StoredTask]]) -> None:
         """Make the mirror equal to what Label Studio lists; keeps what was predicted."""
         listed: set[int] = set()
-        insert = self._database.insert(tasks)
-        upsert = insert.on_conflict_do_update(
-            index_elements=["project_id", "id"],
-            set_={"data": insert.excluded.data, "open": insert.excluded.open},
-        )
         for page in pages:
             listed.update(task.id for task in page)
-            rows = [
-                {
-                    "project_id": project_id,
-                    "id": task.id,
-                    "data": dict(task.data),
-                    "open": task.open,
-                }
-                for task in page
-            ]
-            if rows:
-                with self._database.write() as connection:
-                    connection.execute(upsert, rows)
+            self.put(project_id, page)
         with self._database.read() as connection:
             known = set(
                 connection.scalars(sa.select(tasks.c.id).where(tasks.c.project_id == project_id))
             )
         self.remove(project_id, known - listed)
+
+    def put(self, project_id: int, page: Sequence[StoredTask]) -> None:
+        """Add tasks, or bring them up to date; keeps what was predicted."""
+        if not page:
+            return
+        insert = self._database.insert(tasks)
+        upsert = insert.on_conflict_do_update(
+            index_elements=["project_id", "id"],
+            set_={"data": insert.excluded.data, "open": insert.excluded.open},
+        )
+        rows = [
+            {
+                "project_id": project_id,
+                "id": task.id,
+                "data": dict(task.data),
+                "open": task.open,
+            }
+            # Whoever writes several tasks locks them in one order.
+            for task in sorted(page, key=lambda task: task.id)
+        ]
+        with self._database.write() as connection:
+            connection.execute(upsert, rows)
 
     def remove(self, project_id: int, ids: Collection[int]) -> None:
         """Forget tasks that Label Studio no longer has."""

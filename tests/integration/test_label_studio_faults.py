@@ -17,10 +17,14 @@ import tenacity
 from backend.jobs import refresh as refresh_module
 from backend.jobs.services import Services, current_services
 from backend.jobs.worker import perform
+from backend.labelstudio import client as client_module
 from backend.labelstudio.client import LabelStudio
+from backend.labelstudio.config import parse_labeling_config
+from backend.prediction import Prediction
 from backend.store import Store
 from backend.store.requests import Kind, Request
 from backend.store.schema import images, requests
+from backend.store.tasks import Task
 from tests.integration.conftest import data_uri, png, wait_until
 from tests.integration.fake_label_studio import CONFIG, PROJECT, FakeLabelStudio, Odd
 from tests.integration.fetching import Answer, Server, answering, respond
@@ -317,6 +321,142 @@ def test_a_label_studio_from_an_older_copy_is_followed(
     work(store)
 
     assert_right(store, label_studio)
+
+
+@pytest.mark.parametrize("added", [0, 2, 3])
+def test_a_label_studio_from_an_older_copy_is_followed_after_a_training_too(
+    services: Services,
+    store: Store,
+    label_studio: FakeLabelStudio,
+    added: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(refresh_module, "HEAD", 0)
+    ids = settled(store, label_studio)
+    copy = label_studio.snapshot()
+    label_studio.add_tasks(*shades(2, blue=200))
+    work(store)
+
+    label_studio.restore(copy)
+    label_studio.add_tasks(*shades(added, blue=120) if added else ())
+    label_studio.annotate(ids[2], "green")
+    # Its webhook comes before the next comparison.
+    store.requests.add(Request(PROJECT, Kind.TRAIN))
+    perform(PROJECT, Kind.TRAIN.value, 0)
+    work(store)
+
+    assert_right(store, label_studio)
+
+
+def test_of_a_task_that_takes_another_s_place_is_known(
+    services: Services, store: Store, label_studio: FakeLabelStudio
+) -> None:
+    ids = settled(store, label_studio)
+    label_studio.delete_task(ids[3])
+    label_studio.add_tasks(*shades(1, blue=200))
+
+    work(store)
+
+    assert_right(store, label_studio)
+
+
+def test_a_task_that_gets_its_picture_later_is_predicted(
+    services: Services, store: Store, label_studio: FakeLabelStudio
+) -> None:
+    settled(store, label_studio)
+    (late,) = label_studio.add_tasks("none yet")
+    label_studio.change(late, text="a picture follows")
+    work(store)
+    label_studio.change(late, text="a picture follows", image=data_uri("teal"))
+
+    work(store)
+
+    assert_right(store, label_studio)
+
+
+@pytest.mark.parametrize("page", [4, 500])
+def test_a_task_whose_data_change_is_predicted_anew(
+    services: Services,
+    store: Store,
+    label_studio: FakeLabelStudio,
+    monkeypatch: pytest.MonkeyPatch,
+    page: int,
+) -> None:
+    monkeypatch.setattr(client_module, "PAGE", page)
+    ids = settled(store, label_studio)
+    # Somebody else's predictions are nobody's to remove.
+    label_studio.predict(ids[3], "another model")
+    work(store)
+    for changed in ids[1:7]:
+        label_studio.change(changed, image=data_uri((0, 255, changed)))
+
+    work(store)
+
+    assert_right(store, label_studio)
+    assert label_studio.predicted("another model") == {ids[3]: 1}
+    version = store.versions.active(PROJECT)
+    assert version is not None
+    tasks = [Task(each, label_studio.tasks[each]["data"]) for each in ids[1:7]]
+    config = parse_labeling_config(CONFIG)
+    expected = services.predictor.predict(tasks, config, version, fetch=False)
+    given = {each["task"]: each["result"] for each in label_studio.predictions.values()}
+    for prediction in expected:
+        assert isinstance(prediction, Prediction)
+        assert prediction.task_id is not None
+        if prediction.task_id != ids[3]:
+            assert given[prediction.task_id] == prediction.result
+
+
+def test_a_task_whose_other_data_change_keeps_its_prediction(
+    services: Services, store: Store, label_studio: FakeLabelStudio
+) -> None:
+    ids = settled(store, label_studio)
+    predictions = dict(label_studio.predictions)
+    label_studio.change(ids[3], **label_studio.tasks[ids[3]]["data"], note="seen")
+
+    work(store)
+
+    assert_right(store, label_studio)
+    assert label_studio.predictions == predictions
+
+
+def test_what_changed_is_found_by_a_look_at_the_latest_alone(
+    services: Services,
+    store: Store,
+    label_studio: FakeLabelStudio,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(client_module, "PAGE", 2)
+    ids = settled(store, label_studio)
+    label_studio.change(ids[3], image=data_uri("teal"))
+    label_studio.requests.clear()
+
+    store.requests.add(Request(PROJECT, Kind.RECONCILE))
+    perform(PROJECT, Kind.RECONCILE.value, 0)
+
+    # When the last change was, what changed, and the changed one's predictions.
+    assert label_studio.requests.count(("GET", "/api/tasks")) == 3
+    (task,) = store.tasks.named(PROJECT, [ids[3]])
+    assert task.data == label_studio.tasks[ids[3]]["data"]
+
+
+def test_a_labelled_task_whose_picture_is_replaced_is_learnt_anew(
+    services: Services, store: Store, label_studio: FakeLabelStudio
+) -> None:
+    ids = settled(store, label_studio)
+    before = store.versions.active(PROJECT)
+    label_studio.change(ids[0], image=data_uri((9, 200, 30)))
+
+    work(store)
+
+    assert_right(store, label_studio)
+    after = store.versions.active(PROJECT)
+    assert before is not None
+    assert after is not None
+    assert after.number == before.number + 1
+    label_studio.change(ids[0], **label_studio.tasks[ids[0]]["data"], note="seen")
+    work(store)
+    assert store.versions.names(PROJECT)[0] == after.name
 
 
 # Pictures
