@@ -28,7 +28,7 @@ def sync(services: Services, claim: Claim) -> None:
     project = store.projects.get(project_id)
     if project is None or not project.connected:
         return
-    mirror(services, project)
+    mirror(services, claim, project)
     config = parse_labeling_config(project.label_config)
     chunks = request_missing(services, project_id, config, store.tasks.all(project_id))
     store.requests.add(Request(project_id, Kind.REFRESH))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from backend.errors import LabelingConfigError, TaskError
@@ -13,6 +14,7 @@ from backend.labelstudio.config import LabelingConfig, parse_labeling_config
 from backend.labelstudio.removal import remove_predictions
 from backend.labelstudio.task_data import TaskChoices
 from backend.store.projects import Project
+from backend.store.requests import Claim, Kind, Request
 from backend.store.tasks import StoredTask, Task
 from backend.store.versions import is_ours
 
@@ -22,19 +24,21 @@ log = logging.getLogger(__name__)
 AT_ONCE = 100
 
 
-def mirror(services: Services, project: Project) -> None:
+def mirror(services: Services, claim: Claim, project: Project) -> None:
     """Make the mirror of a project's tasks equal to what Label Studio lists."""
     client = services.label_studio
     # Before the tasks: what changes while they are listed is found by the next comparison.
     newest = next(client.latest_tasks(project.id, page_size=1), [])
-    mirroring = _Mirroring(services, project)
+    mirroring = _Mirroring(services, claim, project)
     services.store.tasks.mirror(
-        project.id, (mirroring.taken(page) for page in client.tasks(project.id))
+        project.id,
+        (mirroring.taken(page) for page in client.tasks(project.id)),
+        transaction=mirroring.transaction,
     )
-    services.store.projects.update(project.id, mirrored=_mark(newest))
+    mirroring.end(newest)
 
 
-def follow(services: Services, project: Project, last_change: str | None) -> bool:
+def follow(services: Services, claim: Claim, project: Project, last_change: str | None) -> bool:
     """Mirror the tasks that have changed since the last time, where there was one.
 
     Returns False where Label Studio has not simply gone on since: it may be an older copy, which
@@ -43,19 +47,21 @@ def follow(services: Services, project: Project, last_change: str | None) -> boo
     since, last_id = project.mirrored or _mark([])
     if since == (last_change or ""):
         return True
-    mirroring = _Mirroring(services, project)
+    mirroring = _Mirroring(services, claim, project)
     newest: list[RemoteTask] = []
     goes_on = False
     for page in services.label_studio.latest_tasks(project.id):
         newest = newest or page
         # Several may have changed at the same moment.
         changed = [task for task in page if task.updated_at >= since]
-        services.store.tasks.put(project.id, mirroring.taken(changed))
+        services.store.tasks.put(
+            project.id, mirroring.taken(changed), transaction=mirroring.transaction
+        )
         goes_on = goes_on or any(task.id == last_id for task in changed)
         if len(changed) < len(page):
             break
     if goes_on:
-        services.store.projects.update(project.id, mirrored=_mark(newest))
+        mirroring.end(newest)
     return goes_on
 
 
@@ -69,9 +75,12 @@ class _Mirroring:
     In that order, so that whoever dies in between is followed by one that finds it changed still.
     """
 
-    def __init__(self, services: Services, project: Project) -> None:
+    def __init__(self, services: Services, claim: Claim, project: Project) -> None:
         self._services = services
+        self._claim = claim
         self._project_id = project.id
+        self._watermark = project.watermark
+        self.transaction = partial(services.store.requests.holding, claim)
         try:
             config = parse_labeling_config(project.label_config)
         except LabelingConfigError:
@@ -95,8 +104,22 @@ class _Mirroring:
             self._forget_predictions(changed[start : start + AT_ONCE])
         return listed
 
+    def end(self, newest: list[RemoteTask]) -> None:
+        """Keep how far the mirror has come."""
+        store, project_id = self._services.store, self._project_id
+        with self.transaction() as connection:
+            store.projects.update(project_id, within=connection, mirrored=_mark(newest))
+        now = store.projects.get(project_id)
+        trainings = store.requests.waiting(project_id, (Kind.TRAIN,))
+        if any(item.running for item in trainings) or (
+            now is not None and now.watermark != self._watermark
+        ):
+            # It saw which tasks are finished, and they may have been listed before that.
+            store.requests.add(Request(project_id, Kind.TRAIN))
+
     def _forget_predictions(self, changed: list[int]) -> None:
         client, project_id = self._services.label_studio, self._project_id
+        self._services.store.requests.check(self._claim)
         for present in client.predictions(project_id, changed):
             ours = {
                 item.id

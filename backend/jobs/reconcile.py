@@ -41,9 +41,9 @@ def reconcile(services: Services, claim: Claim) -> None:
         wanted.add(Kind.TRAIN)
     if project.mirrored is None:
         wanted.add(Kind.SYNC)
-    elif not follow(services, project, mark[-1]):
+    elif not follow(services, claim, project, mark[-1]):
         # What the tasks are now must be known before a version predicts them.
-        mirror(services, project)
+        mirror(services, claim, project)
         wanted.add(Kind.SYNC)
     if remote.label_config != project.label_config or project.model_version is None:
         wanted.add(Kind.TRAIN)

@@ -68,7 +68,7 @@ def refresh(services: Services, claim: Claim) -> None:
             # A task that was deleted since it was mirrored spoils the import of its whole chunk.
             if error.label_studio_status not in (400, 404) or mirrored_again:
                 raise
-            mirror(services, project)
+            mirror(services, claim, project)
             mirrored_again = True
 
 

@@ -6,6 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import chain
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
@@ -80,7 +81,11 @@ def train(services: Services, claim: Claim) -> None:
             if task.annotation_count
         }.values()
     )
-    store.tasks.close_all_but(project_id, {task.id for task in annotated if not task.open})
+    store.tasks.close_all_but(
+        project_id,
+        {task.id for task in annotated if not task.open},
+        transaction=partial(store.requests.holding, claim),
+    )
     config = with_options(config, _data(services, project_id, annotated))
 
     _let_go(services, project, config)
@@ -113,31 +118,31 @@ def train(services: Services, claim: Claim) -> None:
             trained = {
                 name: of_control.train(learning, sample) for name, of_control in labelled.items()
             }
-        if claim.lost.is_set():
-            return
-        published = store.versions.publish(
-            replace(
-                version,
-                heads={name: each.head for name, each in trained.items()},
-                report={name: each.report for name, each in trained.items()},
+        findings = {
+            FindingKind.CONFUSION: confusions_to_bytes(
+                {
+                    name: each.confusion
+                    for name, each in trained.items()
+                    if each.confusion is not None
+                }
             ),
-            {
-                FindingKind.CONFUSION: confusions_to_bytes(
-                    {
-                        name: each.confusion
-                        for name, each in trained.items()
-                        if each.confusion is not None
-                    }
-                ),
-                FindingKind.LABELS: labels_to_bytes(
-                    {
-                        name: (of_control.control.values, of_control.choices)
-                        for name, of_control in labelled.items()
-                    }
-                ),
-                FindingKind.LEFT_OUT: left_out,
-            },
+            FindingKind.LABELS: labels_to_bytes(
+                {
+                    name: (of_control.control.values, of_control.choices)
+                    for name, of_control in labelled.items()
+                }
+            ),
+            FindingKind.LEFT_OUT: left_out,
+        }
+        version = replace(
+            version,
+            heads={name: each.head for name, each in trained.items()},
+            report={name: each.report for name, each in trained.items()},
         )
+        # Together, and only as long as no other worker has read newer labels.
+        with store.requests.holding(claim) as connection:
+            published = store.versions.publish(version, findings, within=connection)
+            store.projects.update(project_id, within=connection, watermark=mark)
         now = store.projects.get(project_id)
         log.info(
             "published project=%d version=%s tasks_annotated=%d labels=%s%s",
@@ -149,15 +154,15 @@ def train(services: Services, claim: Claim) -> None:
         )
     else:
         # Annotators can come to agree or disagree without a label that changes.
-        store.versions.amend(
-            latest,
-            {
-                name: each.people | {"without_picture": len(each.left_out)}
-                for name, each in labelled.items()
-            },
-        )
-        store.findings.keep(project_id, latest.name, {FindingKind.LEFT_OUT: left_out})
-    store.projects.update(project_id, watermark=mark)
+        additions = {
+            name: each.people | {"without_picture": len(each.left_out)}
+            for name, each in labelled.items()
+        }
+        findings = {FindingKind.LEFT_OUT: left_out}
+        with store.requests.holding(claim) as connection:
+            store.versions.amend(latest, additions, within=connection)
+            store.findings.keep(project_id, latest.name, findings, within=connection)
+            store.projects.update(project_id, within=connection, watermark=mark)
     store.requests.add(Request(project_id, Kind.REFRESH))
 
 

@@ -112,6 +112,11 @@ class FakeLabelStudio:
         self._touch(task_id)
         self.last_annotated_at = self.tasks[task_id]["updated_at"]
 
+    def unannotate(self, task_id: int) -> None:
+        """Delete a task's annotations as a user does."""
+        self.tasks[task_id]["annotations"].clear()
+        self._touch(task_id)
+
     def skip(self, task_id: int) -> None:
         """Skip a task as a user does."""
         self.tasks[task_id]["annotations"].append(

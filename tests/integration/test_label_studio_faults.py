@@ -14,7 +14,9 @@ import pytest
 import sqlalchemy as sa
 import tenacity
 
+from backend.errors import DatabaseError
 from backend.jobs import refresh as refresh_module
+from backend.jobs import train as train_module
 from backend.jobs.services import Services, current_services
 from backend.jobs.worker import perform
 from backend.labelstudio import client as client_module
@@ -22,6 +24,7 @@ from backend.labelstudio.client import LabelStudio
 from backend.labelstudio.config import parse_labeling_config
 from backend.prediction import Prediction
 from backend.store import Store
+from backend.store.projects import Projects
 from backend.store.requests import Kind, Request
 from backend.store.schema import images, requests
 from backend.store.tasks import Task
@@ -457,6 +460,136 @@ def test_a_labelled_task_whose_picture_is_replaced_is_learnt_anew(
     label_studio.change(ids[0], **label_studio.tasks[ids[0]]["data"], note="seen")
     work(store)
     assert store.versions.names(PROJECT)[0] == after.name
+
+
+# Workers that are frozen, and go on
+
+
+def end_lease(store: Store, kind: Kind) -> None:
+    with store.database.write() as connection:
+        connection.execute(
+            sa.update(requests).where(requests.c.kind == kind.value).values(lease_until=0.0)
+        )
+
+
+def frozen_after(
+    monkeypatch: pytest.MonkeyPatch, listing: str, meanwhile: Callable[[], None]
+) -> None:
+    """Have something happen once between the answer to a listing and what is made of it."""
+    real = getattr(LabelStudio, listing)
+    left = [meanwhile]
+
+    def frozen(client: LabelStudio, project_id: int) -> Any:
+        for page in [*real(client, project_id)]:
+            if left:
+                left.pop()()
+            yield page
+
+    monkeypatch.setattr(LabelStudio, listing, frozen)
+
+
+@pytest.mark.parametrize("listing", ["annotated_tasks", "tasks"])
+def test_who_goes_on_after_its_lease_with_old_lists_opens_and_closes_no_task(
+    services: Services,
+    store: Store,
+    label_studio: FakeLabelStudio,
+    monkeypatch: pytest.MonkeyPatch,
+    listing: str,
+) -> None:
+    ids = settled(store, label_studio)
+    kind = Kind.TRAIN if listing == "annotated_tasks" else Kind.SYNC
+
+    def another_does_it() -> None:
+        end_lease(store, kind)
+        label_studio.unannotate(ids[0])
+        store.requests.add_all([Request(PROJECT, Kind.TRAIN), Request(PROJECT, kind)])
+        perform(PROJECT, Kind.TRAIN.value, 0)
+        perform(PROJECT, Kind.SYNC.value, 0)
+
+    frozen_after(monkeypatch, listing, another_does_it)
+    store.requests.add(Request(PROJECT, kind))
+    perform(PROJECT, kind.value, 0)
+
+    assert store.tasks.states(PROJECT)[ids[0]]
+    work(store)
+    assert_right(store, label_studio)
+
+
+def test_a_training_during_a_listing_of_tasks_has_the_last_word(
+    services: Services,
+    store: Store,
+    label_studio: FakeLabelStudio,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ids = settled(store, label_studio)
+
+    def train() -> None:
+        label_studio.unannotate(ids[0])
+        store.requests.add(Request(PROJECT, Kind.TRAIN))
+        perform(PROJECT, Kind.TRAIN.value, 0)
+
+    frozen_after(monkeypatch, "tasks", train)
+    store.requests.add(Request(PROJECT, Kind.SYNC))
+    perform(PROJECT, Kind.SYNC.value, 0)
+    work(store)
+
+    assert_right(store, label_studio)
+
+
+def test_a_training_that_another_has_overtaken_publishes_nothing(
+    services: Services,
+    store: Store,
+    label_studio: FakeLabelStudio,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ids = settled(store, label_studio)
+    label_studio.annotate(ids[2], "green")
+    real = train_module.confusions_to_bytes
+    overtaken: list[list[str]] = []
+
+    def frozen(confusions: Any) -> bytes:
+        if not overtaken:
+            overtaken.append([])
+            end_lease(store, Kind.TRAIN)
+            label_studio.annotate(ids[3], "green")
+            store.requests.add(Request(PROJECT, Kind.TRAIN))
+            perform(PROJECT, Kind.TRAIN.value, 0)
+            overtaken[0] += store.versions.names(PROJECT)
+        return real(confusions)
+
+    monkeypatch.setattr(train_module, "confusions_to_bytes", frozen)
+    store.requests.add(Request(PROJECT, Kind.TRAIN))
+    perform(PROJECT, Kind.TRAIN.value, 0)
+
+    assert store.versions.names(PROJECT) == overtaken[0]
+    work(store)
+    assert_right(store, label_studio)
+
+
+def test_a_version_and_what_it_was_read_from_are_written_together(
+    services: Services,
+    store: Store,
+    label_studio: FakeLabelStudio,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ids = settled(store, label_studio)
+    before = store.versions.names(PROJECT)
+    label_studio.annotate(ids[2], "green")
+    real = Projects.update
+
+    def cut_off(projects: Projects, project_id: int, **values: Any) -> None:
+        if "watermark" in values:
+            raise DatabaseError("The database cannot be used (server closed the connection)")
+        real(projects, project_id, **values)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Projects, "update", cut_off)
+        store.requests.add(Request(PROJECT, Kind.TRAIN))
+        perform(PROJECT, Kind.TRAIN.value, 0)
+    assert store.versions.names(PROJECT) == before
+
+    work(store)
+    assert_right(store, label_studio)
 
 
 # Pictures
