@@ -25,7 +25,7 @@ from backend.labelstudio.config import parse_labeling_config
 from backend.prediction import Prediction
 from backend.store import Store
 from backend.store.projects import Projects
-from backend.store.requests import Kind, Request
+from backend.store.requests import NO_PROJECT, Kind, Request
 from backend.store.schema import images, requests
 from backend.store.tasks import Task
 from tests.integration.conftest import data_uri, png, wait_until
@@ -460,6 +460,28 @@ def test_a_labelled_task_whose_picture_is_replaced_is_learnt_anew(
     label_studio.change(ids[0], **label_studio.tasks[ids[0]]["data"], note="seen")
     work(store)
     assert store.versions.names(PROJECT)[0] == after.name
+
+
+def test_as_many_predictions_lost_as_doubled_are_found_once_a_day(
+    services: Services, store: Store, label_studio: FakeLabelStudio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(refresh_module, "HEAD", 0)
+    ids = settled(store, label_studio)
+    version = store.versions.active(PROJECT)
+    assert version is not None
+    (lost,) = [key for key, each in label_studio.predictions.items() if each["task"] == ids[2]]
+    del label_studio.predictions[lost]
+    label_studio.predict(ids[3], version.name)
+    # Nor does Label Studio tell that this changed.
+    label_studio.tasks[ids[4]]["data"] = {"image": data_uri("teal")}
+
+    store.requests.add(Request(NO_PROJECT, Kind.TIDY))
+    perform(NO_PROJECT, Kind.TIDY.value, 0)
+    # Tomorrow's.
+    store.requests.forget(NO_PROJECT)
+    work(store)
+
+    assert_right(store, label_studio)
 
 
 # Workers that are frozen, and go on
