@@ -17,6 +17,7 @@ from backend.instruments import Instruments
 from backend.labelstudio.config import Control, LabelingConfig
 from backend.labelstudio.decoding import ImageLimits, decode
 from backend.labelstudio.task_data import image_source
+from backend.store import embeddings as stored
 from backend.store.embeddings import LONGEST_PAUSE, Embeddings, Failure, Vector
 from backend.store.tasks import Task
 
@@ -113,6 +114,11 @@ class Embedder:
     def sources(self, tasks: Iterable[Task], config: LabelingConfig) -> set[str]:
         """Return under which sources the store keeps the tasks' pictures."""
         return {picture.located for task in tasks for picture in self._pictures(task, config)}
+
+    def picture(self, task: Task, control: Control) -> str | None:
+        """Return a digest of where a task's picture is, None where it has none."""
+        picture = self._picture(control, task)
+        return stored.digest(picture.located) if isinstance(picture, _Picture) else None
 
     def missing(self, tasks: Sequence[Task], config: LabelingConfig) -> list[int]:
         """Return the ids of the tasks with a picture that nobody has tried to embed lately."""

@@ -217,11 +217,12 @@ def fingerprint(
     encoder: str,
     config: LabelingConfig,
     learning: LearningSettings,
-    labels: Mapping[str, Mapping[int, frozenset[str]]] | None = None,
+    labels: Mapping[str, Mapping[int, tuple[str | None, frozenset[str]]]] | None = None,
 ) -> str:
     """Return a digest of everything that a version depends on.
 
-    `labels` are the choices by control and task. Equal fingerprints mean equal predictions.
+    `labels` are, by control and task, where its picture is, as a digest, and the choices. Equal
+    fingerprints mean equal predictions.
     """
     facts = {
         "encoder": encoder,
@@ -238,7 +239,10 @@ def fingerprint(
         ],
         "learning": learning.model_dump(mode="json", exclude={"retrain_delay"}),
         "labels": {
-            control: [[task_id, sorted(of_control[task_id])] for task_id in sorted(of_control)]
+            control: [
+                [task_id, picture, sorted(choices)]
+                for task_id, (picture, choices) in sorted(of_control.items())
+            ]
             for control, of_control in (labels or {}).items()
         },
     }

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
+from backend.jobs.mirroring import mirror
 from backend.jobs.services import Services
 from backend.labelstudio.config import LabelingConfig, parse_labeling_config
+from backend.store.contents import left_out_from_bytes
+from backend.store.findings import FindingKind
 from backend.store.requests import Claim, Kind, Request
 from backend.store.tasks import StoredTask
 
@@ -25,7 +28,7 @@ def sync(services: Services, claim: Claim) -> None:
     project = store.projects.get(project_id)
     if project is None or not project.connected:
         return
-    mirror(services, project_id)
+    mirror(services, claim, project)
     config = parse_labeling_config(project.label_config)
     chunks = request_missing(services, project_id, config, store.tasks.all(project_id))
     store.requests.add(Request(project_id, Kind.REFRESH))
@@ -44,7 +47,8 @@ def embed(services: Services, claim: Claim) -> None:
     tasks = store.tasks.in_range(
         request.project_id, request.part * CHUNK, (request.part + 1) * CHUNK
     )
-    failed = services.predictor.embedder.embed(tasks, parse_labeling_config(project.label_config))
+    config = parse_labeling_config(project.label_config)
+    failed = services.predictor.embedder.embed(tasks, config)
     if failed:
         log.warning(
             "pictures not to be had project=%d chunk=%d count=%d",
@@ -52,18 +56,9 @@ def embed(services: Services, claim: Claim) -> None:
             request.part,
             failed,
         )
+    if has_come(services, config, left_out(services, request.project_id), tasks):
+        store.requests.add(Request(request.project_id, Kind.TRAIN))
     store.requests.add(Request(request.project_id, Kind.REFRESH), delay=REFRESH_DELAY)
-
-
-def mirror(services: Services, project_id: int) -> None:
-    """Make the mirror of a project's tasks equal to what Label Studio lists."""
-    services.store.tasks.mirror(
-        project_id,
-        (
-            [StoredTask(task.id, task.data, task.open) for task in page]
-            for page in services.label_studio.tasks(project_id)
-        ),
-    )
 
 
 def request_missing(
@@ -82,3 +77,24 @@ def request_missing(
         [Request(project_id, Kind.EMBED, chunk) for chunk in sorted(chunks)]
     )
     return len(chunks)
+
+
+def left_out(services: Services, project_id: int) -> dict[str, list[int]]:
+    """Return the tasks by control whose labels the last training left out for their pictures."""
+    found = services.store.findings.get(project_id, FindingKind.LEFT_OUT)
+    return {} if found is None else left_out_from_bytes(found.content)
+
+
+def has_come(
+    services: Services,
+    config: LabelingConfig,
+    waited_for: Mapping[str, Collection[int]],
+    tasks: Sequence[StoredTask],
+) -> bool:
+    """Tell whether of some tasks, waited for by control, one has got its embedding."""
+    for control in config.controls:
+        of_control = set(waited_for.get(control.name, ()))
+        wanted = [task for task in tasks if task.id in of_control]
+        if services.predictor.embedder.vectors_of(wanted, control, fetch=False)[0]:
+            return True
+    return False

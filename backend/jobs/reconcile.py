@@ -6,9 +6,10 @@ So a lost webhook, a worker that died or an emptied Redis costs time, not labels
 from __future__ import annotations
 
 import logging
-from typing import Any
+from itertools import chain
 
-from backend.jobs.embed import mirror, request_missing
+from backend.jobs.embed import has_come, left_out, request_missing
+from backend.jobs.mirroring import follow, mirror
 from backend.jobs.services import Services
 from backend.jobs.sweep import is_wanted
 from backend.jobs.train import remote_project, watermark
@@ -42,10 +43,11 @@ def reconcile(services: Services, claim: Claim) -> None:
     mark = watermark(services, remote)
     if mark != project.watermark:
         wanted.add(Kind.TRAIN)
-    if _went_back(project.watermark, mark):
-        # As an older copy of Label Studio does, which gives ids to other tasks: what they are now
-        # must be known before a version predicts them.
-        mirror(services, project_id)
+    if project.mirrored is None:
+        wanted.add(Kind.SYNC)
+    elif not follow(services, claim, project, mark[-1]):
+        # What the tasks are now must be known before a version predicts them.
+        mirror(services, claim, project)
         wanted.add(Kind.SYNC)
     if remote.label_config != project.label_config or project.model_version is None:
         wanted.add(Kind.TRAIN)
@@ -69,18 +71,24 @@ def reconcile(services: Services, claim: Claim) -> None:
                 config,
                 store.tasks.open_without(project_id, project.model_version),
             )
+    if _has_more_to_learn(services, project):
+        wanted.add(Kind.TRAIN)
     under_way = {waiting.request.kind for waiting in store.requests.waiting(project_id)}
     for kind in sorted(wanted - under_way, key=lambda kind: kind.value):
         log.info("reconcile project=%d asks for %s", project_id, kind.value)
         store.requests.add(Request(project_id, kind))
 
 
-def _went_back(before: list[Any] | None, now: list[Any]) -> bool:
-    if before is None:
+def _has_more_to_learn(services: Services, project: Project) -> bool:
+    """Tell whether a label can be learnt that was left out for its picture; have others tried."""
+    waited_for = left_out(services, project.id)
+    ids = sorted(set(chain.from_iterable(waited_for.values())))
+    if not ids:
         return False
-    _, annotations_before, changed_before = before
-    _, annotations, changed = now
-    return bool(annotations < annotations_before or (changed or "") < (changed_before or ""))
+    config = parse_labeling_config(project.label_config)
+    tasks = services.store.tasks.named(project.id, ids)
+    request_missing(services, project.id, config, [tasks])
+    return has_come(services, config, waited_for, tasks)
 
 
 def _is_attached(services: Services, project: Project) -> bool:

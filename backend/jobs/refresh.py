@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from backend.errors import LabelStudioError
-from backend.jobs.embed import mirror
+from backend.jobs.mirroring import mirror
 from backend.jobs.services import Services
 from backend.jobs.sweep import is_wanted
 from backend.labelstudio.config import LabelingConfig, parse_labeling_config
@@ -68,7 +68,7 @@ def refresh(services: Services, claim: Claim) -> None:
             # A task that was deleted since it was mirrored spoils the import of its whole chunk.
             if error.label_studio_status not in (400, 404) or mirrored_again:
                 raise
-            mirror(services, project_id)
+            mirror(services, claim, project)
             mirrored_again = True
 
 

@@ -6,6 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import chain
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from backend.labelstudio.config import Control, LabelingConfig, parse_labeling_c
 from backend.labelstudio.task_data import with_options
 from backend.prediction import fingerprint, fits, learnable, zero_shot_head
 from backend.settings import LearningSettings
-from backend.store.contents import confusions_to_bytes, labels_to_bytes
+from backend.store.contents import confusions_to_bytes, labels_to_bytes, left_out_to_bytes
 from backend.store.findings import FindingKind
 from backend.store.projects import Project
 from backend.store.requests import Claim, Kind, Request
@@ -80,7 +81,12 @@ def train(services: Services, claim: Claim) -> None:
             if task.annotation_count
         }.values()
     )
-    store.tasks.close_all_but(project_id, {task.id for task in annotated if not task.open})
+    mark = _learnt(counted, annotated, project.watermark)
+    store.tasks.close_all_but(
+        project_id,
+        {task.id for task in annotated if not task.open},
+        transaction=partial(store.requests.holding, claim),
+    )
     config = with_options(config, _data(services, project_id, annotated))
 
     _let_go(services, project, config)
@@ -90,7 +96,9 @@ def train(services: Services, claim: Claim) -> None:
         control.name: _Labelled(services, control, annotated, before.get(control.name, {}))
         for control in config.controls
     }
-    labels = {name: of_control.choices for name, of_control in labelled.items()}
+    labels = {name: of_control.labels for name, of_control in labelled.items()}
+    # A comparison asks for the next training once their pictures can be had.
+    left_out = left_out_to_bytes({name: each.left_out for name, each in labelled.items()})
     version = Version(
         project_id=project_id,
         number=0,
@@ -111,30 +119,31 @@ def train(services: Services, claim: Claim) -> None:
             trained = {
                 name: of_control.train(learning, sample) for name, of_control in labelled.items()
             }
-        if claim.lost.is_set():
-            return
-        published = store.versions.publish(
-            replace(
-                version,
-                heads={name: each.head for name, each in trained.items()},
-                report={name: each.report for name, each in trained.items()},
+        findings = {
+            FindingKind.CONFUSION: confusions_to_bytes(
+                {
+                    name: each.confusion
+                    for name, each in trained.items()
+                    if each.confusion is not None
+                }
             ),
-            {
-                FindingKind.CONFUSION: confusions_to_bytes(
-                    {
-                        name: each.confusion
-                        for name, each in trained.items()
-                        if each.confusion is not None
-                    }
-                ),
-                FindingKind.LABELS: labels_to_bytes(
-                    {
-                        name: (of_control.control.values, of_control.choices)
-                        for name, of_control in labelled.items()
-                    }
-                ),
-            },
+            FindingKind.LABELS: labels_to_bytes(
+                {
+                    name: (of_control.control.values, of_control.choices)
+                    for name, of_control in labelled.items()
+                }
+            ),
+            FindingKind.LEFT_OUT: left_out,
+        }
+        version = replace(
+            version,
+            heads={name: each.head for name, each in trained.items()},
+            report={name: each.report for name, each in trained.items()},
         )
+        # Together, and only as long as no other worker has read newer labels.
+        with store.requests.holding(claim) as connection:
+            published = store.versions.publish(version, findings, within=connection)
+            store.projects.update(project_id, within=connection, watermark=mark)
         now = store.projects.get(project_id)
         log.info(
             "published project=%d version=%s tasks_annotated=%d labels=%s%s",
@@ -146,8 +155,15 @@ def train(services: Services, claim: Claim) -> None:
         )
     else:
         # Annotators can come to agree or disagree without a label that changes.
-        store.versions.amend(latest, {name: each.people for name, each in labelled.items()})
-    store.projects.update(project_id, watermark=_learnt(counted, annotated, project.watermark))
+        additions = {
+            name: each.people | {"without_picture": len(each.left_out)}
+            for name, each in labelled.items()
+        }
+        findings = {FindingKind.LEFT_OUT: left_out}
+        with store.requests.holding(claim) as connection:
+            store.versions.amend(latest, additions, within=connection)
+            store.findings.keep(project_id, latest.name, findings, within=connection)
+            store.projects.update(project_id, within=connection, watermark=mark)
     store.requests.add(Request(project_id, Kind.REFRESH))
 
 
@@ -242,6 +258,12 @@ class _Labelled:
         tasks.sort(key=lambda task: task.id or 0)
         self._ids, self._vectors = services.predictor.embedder.vectors_of(tasks, control)
         self.choices = {task_id: self._labels.values[task_id] for task_id in self._ids}
+        self.labels = {
+            task.id: (services.predictor.embedder.picture(task, control), self.choices[task.id])
+            for task in tasks
+            if task.id in self.choices
+        }
+        self.left_out = self._labels.values.keys() - self.choices.keys()
 
     def train(self, learning: LearningSettings, sample: list[StoredTask]) -> _Learnt:
         """Return the head that the labels give for what is like the sample, and how good it is."""
@@ -287,7 +309,7 @@ class _Labelled:
             "ties": self._labels.ties,
             "unknown_choices": self._labels.unknown,
             "several_choices": self._labels.several,
-            "without_picture": len(self._labels.values) - len(self._ids),
+            "without_picture": len(self.left_out),
         }
 
 

@@ -31,7 +31,7 @@ from backend.jobs.sweep import sweep
 from backend.jobs.tidy import tidy
 from backend.jobs.train import train
 from backend.logs import at_hand
-from backend.store.requests import NO_PROJECT, Claim, Kind, Request
+from backend.store.requests import NO_PROJECT, Claim, ClaimLostError, Kind, Request
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +75,10 @@ def _perform(services: Services, request: Request) -> None:
                 return
             kind = request.kind.value
             with services.instruments.job(kind), services.span(f"job {kind}"):
-                HANDLERS[request.kind](services, claim)
+                try:
+                    HANDLERS[request.kind](services, claim)
+                except ClaimLostError:
+                    log.info("another worker has taken over job=%s", request.name)
     except ClipBackendError as error:
         log.warning(
             "job failed kind=%s project=%d part=%d: %s",

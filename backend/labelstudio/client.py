@@ -54,7 +54,7 @@ class RemotePrediction:
 class RemoteTask:
     """A task as Label Studio lists it; `annotations` only where they were asked for.
 
-    `predictions` are those that an annotation was made from.
+    `predictions` are those that an annotation was made from; `updated_at` sorts as text.
     """
 
     id: int
@@ -63,6 +63,7 @@ class RemoteTask:
     annotation_count: int
     annotations: tuple[Mapping[str, object], ...] = ()
     predictions: tuple[RemotePrediction, ...] = ()
+    updated_at: str = ""
 
     @property
     def open(self) -> bool:
@@ -166,6 +167,21 @@ class LabelStudio:
             }
         )
 
+    def latest_tasks(self, project_id: int, page_size: int = PAGE) -> Iterator[list[RemoteTask]]:
+        """Yield all tasks with their data, those first that changed last, in pages.
+
+        An annotation changes its task, as does a prediction that is added or removed alone.
+        """
+        yield from self._task_pages(
+            {
+                "project": project_id,
+                "page_size": page_size,
+                "fields": "task_only",
+                "include": "id,data,is_labeled,total_annotations,updated_at",
+                "query": json.dumps({"ordering": ["-tasks:updated_at"]}),
+            }
+        )
+
     def annotated_tasks(self, project_id: int) -> Iterator[list[RemoteTask]]:
         """Yield the tasks that have an annotation, with all their annotations, in pages."""
         # Not by the counter alone: an import of predictions counts and stores it in two steps, and
@@ -225,9 +241,14 @@ class LabelStudio:
         with self._expecting_label_studio():
             return {str(version): int(count) for version, count in body.items()}
 
-    def predictions(self, project_id: int) -> Iterator[dict[int, list[RemotePrediction]]]:
-        """Yield the predictions of all tasks by task, oldest first, in pages."""
+    def predictions(
+        self, project_id: int, task_ids: Collection[int] = ()
+    ) -> Iterator[dict[int, list[RemotePrediction]]]:
+        """Yield the predictions of some or all tasks by task, oldest first, in pages."""
         query: dict[str, str | int] = {"fields": "all", "include": "id,predictions"}
+        if task_ids:
+            selected = {"all": False, "included": sorted(task_ids)}
+            query["query"] = json.dumps({"selectedItems": selected})
         for page in self._pages(query | {"project": project_id, "page_size": PAGE}):
             with self._expecting_label_studio():
                 by_task = {
@@ -419,6 +440,7 @@ def _task(item: Mapping[str, Any]) -> RemoteTask:
             for each in item.get("predictions") or ()
             if each["id"] in origins
         ),
+        updated_at=str(item.get("updated_at") or ""),
     )
 
 

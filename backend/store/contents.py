@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -109,6 +109,17 @@ def labels_to_bytes(
 def labels_from_bytes(data: bytes) -> dict[str, GivenLabels]:
     """Return what `labels_to_bytes` was given, of several choices the first."""
     return {name: GivenLabels(**labels) for name, labels in json.loads(data).items()}
+
+
+def left_out_to_bytes(tasks: Mapping[str, Collection[int]]) -> bytes:
+    """Return, as JSON, the tasks by control whose labels were left out for their pictures."""
+    return _to_json({name: sorted(of_control) for name, of_control in tasks.items()})
+
+
+def left_out_from_bytes(data: bytes) -> dict[str, list[int]]:
+    """Return what `left_out_to_bytes` was given."""
+    left_out: dict[str, list[int]] = json.loads(data)
+    return left_out
 
 
 def queue_to_bytes(head: Sequence[QueuedTask]) -> bytes:

@@ -23,6 +23,7 @@ class FindingKind(str, Enum):
 
     CONFUSION = "confusion"
     LABELS = "labels"
+    LEFT_OUT = "left_out"
     QUEUE = "queue"
     MAP = "map"
 

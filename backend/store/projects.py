@@ -19,7 +19,8 @@ class Project:
 
     `model_version` is the active version, `pinned` the same one where trainings are not to replace
     it; `connection` what `connect` changed in Label Studio;
-    `watermark` Label Studio's counters when the labels were last read; `surplus` how many
+    `watermark` Label Studio's counters when the labels were last read; `mirrored` when the last of
+    the mirrored tasks changed, and its id; `surplus` how many
     predictions more than one of a task the last sweep left, by version; `marked_at` when the last
     round began that marked all its pictures in use, `marking` how far the one at hand has come.
     """
@@ -34,6 +35,7 @@ class Project:
     webhook_digest: str | None = None
     webhook_at: float | None = None
     watermark: list[Any] | None = None
+    mirrored: list[Any] | None = None
     surplus: dict[str, int] = field(default_factory=dict)
     marked_at: float | None = None
     marking: dict[str, Any] | None = None

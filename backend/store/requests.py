@@ -111,6 +111,10 @@ class Claim:
     lost: threading.Event = field(default_factory=threading.Event)
 
 
+class ClaimLostError(Exception):
+    """Another worker has taken what this one did, which must write no more."""
+
+
 class Requests:
     """The table of requests."""
 
@@ -294,6 +298,25 @@ class Requests:
         finally:
             finished.set()
             heart.join()
+
+    @contextmanager
+    def holding(self, claim: Claim) -> Iterator[Connection]:
+        """Yield a connection in a transaction in which nobody else can take the claim.
+
+        A worker that was frozen past its lease knows things of before. Raises ClaimLostError where
+        another has taken it.
+        """
+        query = sa.select(requests.c.owner).where(*_is(claim.request)).with_for_update()
+        with self._database.write() as connection:
+            if connection.scalar(query) != claim.owner:
+                claim.lost.set()
+                raise ClaimLostError
+            yield connection
+
+    def check(self, claim: Claim) -> None:
+        """Raise ClaimLostError where another worker has taken the claim."""
+        with self.holding(claim):
+            pass
 
     def _claim(self, request: Request) -> Claim | None:
         now = time.time()

@@ -19,7 +19,7 @@ from backend.errors import DatabaseError, SettingsError
 metadata = sa.MetaData()
 
 # What the tables below are; `migrations/versions/` has how to come to it.
-REVISION = "0004"
+REVISION = "0005"
 
 # The name of PostgreSQL's lock around an upgrade: "clip".
 _UPGRADE_LOCK = 0x636C6970
@@ -65,6 +65,8 @@ projects = sa.Table(
     sa.Column("webhook_at", sa.Float),
     # Label Studio's counters when the labels were last read.
     sa.Column("watermark", sa.JSON),
+    # When the last of the mirrored tasks changed, as Label Studio says, and its id.
+    sa.Column("mirrored", sa.JSON),
     # Predictions, more than one of a task, that the last sweep left in Label Studio, by version.
     sa.Column("surplus", sa.JSON, nullable=False),
     # When the last round over its tasks began that marked all pictures in use (Unix time).

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import heapq
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import islice
 
 import sqlalchemy as sa
+from sqlalchemy.engine import Connection
 
 from backend.store.requests import SKEW
 from backend.store.schema import Database, tasks
 
 CHUNK = 1000
+
+# How a write is begun that somebody may only do as long as a claim is theirs.
+Transaction = Callable[[], AbstractContextManager[Connection]]
 
 
 @dataclass(frozen=True)
@@ -48,63 +53,78 @@ class Tasks:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def mirror(self, project_id: int, pages: Iterable[list[StoredTask]]) -> None:
+    def mirror(
+        self,
+        project_id: int,
+        pages: Iterable[list[StoredTask]],
+        *,
+        transaction: Transaction | None = None,
+    ) -> None:
         """Make the mirror equal to what Label Studio lists; keeps what was predicted."""
         listed: set[int] = set()
+        for page in pages:
+            listed.update(task.id for task in page)
+            self.put(project_id, page, transaction=transaction)
+        with self._database.read() as connection:
+            known = set(
+                connection.scalars(sa.select(tasks.c.id).where(tasks.c.project_id == project_id))
+            )
+        self.remove(project_id, known - listed, transaction=transaction)
+
+    def put(
+        self,
+        project_id: int,
+        page: Sequence[StoredTask],
+        *,
+        transaction: Transaction | None = None,
+    ) -> None:
+        """Add tasks, or bring them up to date; keeps what was predicted."""
+        if not page:
+            return
         insert = self._database.insert(tasks)
         upsert = insert.on_conflict_do_update(
             index_elements=["project_id", "id"],
             set_={"data": insert.excluded.data, "open": insert.excluded.open},
         )
-        for page in pages:
-            listed.update(task.id for task in page)
-            rows = [
-                {
-                    "project_id": project_id,
-                    "id": task.id,
-                    "data": dict(task.data),
-                    "open": task.open,
-                }
-                for task in page
-            ]
-            if rows:
-                with self._database.write() as connection:
-                    connection.execute(upsert, rows)
-        with self._database.read() as connection:
-            known = set(
-                connection.scalars(sa.select(tasks.c.id).where(tasks.c.project_id == project_id))
-            )
-        self.remove(project_id, known - listed)
+        rows = [
+            {
+                "project_id": project_id,
+                "id": task.id,
+                "data": dict(task.data),
+                "open": task.open,
+            }
+            # Whoever writes several tasks locks them in one order.
+            for task in sorted(page, key=lambda task: task.id)
+        ]
+        with (transaction or self._database.write)() as connection:
+            connection.execute(upsert, rows)
 
-    def remove(self, project_id: int, ids: Collection[int]) -> None:
+    def remove(
+        self, project_id: int, ids: Collection[int], *, transaction: Transaction | None = None
+    ) -> None:
         """Forget tasks that Label Studio no longer has."""
         for chunk in _chunks(ids):
-            with self._database.write() as connection:
+            with (transaction or self._database.write)() as connection:
                 connection.execute(
                     sa.delete(tasks).where(
                         tasks.c.project_id == project_id, self._database.among(tasks.c.id, chunk)
                     )
                 )
 
-    def close_all_but(self, project_id: int, finished: Collection[int]) -> None:
+    def close_all_but(
+        self,
+        project_id: int,
+        finished: Collection[int],
+        *,
+        transaction: Transaction | None = None,
+    ) -> None:
         """Mark the `finished` tasks as closed and all others as open."""
-        with self._database.write() as connection:
-            open_before = set(
-                connection.scalars(
-                    sa.select(tasks.c.id).where(
-                        tasks.c.project_id == project_id, tasks.c.open.is_(True)
-                    )
-                )
-            )
-            closed_before = set(
-                connection.scalars(
-                    sa.select(tasks.c.id).where(
-                        tasks.c.project_id == project_id, tasks.c.open.is_(False)
-                    )
-                )
-            )
-            wanted = set(finished)
-            for ids, is_open in ((open_before & wanted, False), (closed_before - wanted, True)):
+        wanted = set(finished)
+        before = self.states(project_id)
+        closing = {task_id for task_id, is_open in before.items() if is_open} & wanted
+        opening = {task_id for task_id, is_open in before.items() if not is_open} - wanted
+        with (transaction or self._database.write)() as connection:
+            for ids, is_open in ((closing, False), (opening, True)):
                 for chunk in _chunks(ids):
                     connection.execute(
                         sa.update(tasks)

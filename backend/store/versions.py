@@ -6,6 +6,7 @@ import json
 import re
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -191,12 +192,18 @@ class Versions:
         with self._database.read() as connection:
             return list(connection.scalars(query))
 
-    def amend(self, version: Version, additions: Mapping[str, Mapping[str, Any]]) -> None:
+    def amend(
+        self,
+        version: Version,
+        additions: Mapping[str, Mapping[str, Any]],
+        *,
+        within: Connection | None = None,
+    ) -> None:
         """Put new entries by control into a version's report; write only where they differ."""
         report = {name: {**version.report.get(name, {}), **new} for name, new in additions.items()}
         if report == version.report:
             return
-        with self._database.write() as connection:
+        with self._database.write() if within is None else nullcontext(within) as connection:
             connection.execute(
                 sa.update(versions)
                 .where(
@@ -265,16 +272,20 @@ class Versions:
             return [Figures(*row) for row in connection.execute(query)]
 
     def publish(
-        self, version: Version, findings: Mapping[FindingKind, bytes] = MappingProxyType({})
+        self,
+        version: Version,
+        findings: Mapping[FindingKind, bytes] = MappingProxyType({}),
+        *,
+        within: Connection | None = None,
     ) -> Version:
         """Store a version under the project's next number; make it active unless one is pinned.
 
-        One transaction: no reader sees a project whose active version does not exist. The last
-        `KEPT` versions are kept, and a pinned one however old it is; what is known of them in
-        numbers stays in the history. `findings` are kept in place of the last version's. Raises
-        NotFoundError for a project that was forgotten.
+        One transaction, or part of one at hand (`within`): no reader sees a project whose active
+        version does not exist. The last `KEPT` versions are kept, and a pinned one however old it
+        is; what is known of them in numbers stays in the history. `findings` are kept in place of
+        the last version's. Raises NotFoundError for a project that was forgotten.
         """
-        with self._database.write() as connection:
+        with self._database.write() if within is None else nullcontext(within) as connection:
             # The project's row is the lock under which numbers are given.
             pinned = _lock(connection, version.project_id).pinned
             newest = connection.execute(

@@ -1,7 +1,8 @@
 """Label Studio's API as far as jobs use it, kept in memory: one project, a real HTTP server.
 
 It behaves as release 1.23 does where that matters: an import that names an unknown task fails as a
-whole, and a page past the last one is not found.
+whole, a page past the last one is not found, and a task changes when an annotation or prediction of
+it is added or removed, but not by an import of predictions or by the removal of several.
 """
 
 from __future__ import annotations
@@ -70,6 +71,7 @@ class FakeLabelStudio:
         self.users: dict[int, str] = {1: "ada@example.com", 2: "bob@example.com"}
         self.imports: list[list[dict[str, Any]]] = []
         self.requests: list[tuple[str, str]] = []
+        self.last_annotated_at = ""
         self.before: Callable[[str, str], None] = lambda method, path: None
         self.instead: Callable[[str, str], Odd | None] = lambda method, path: None
         self._ids = count(1)
@@ -108,6 +110,12 @@ class FakeLabelStudio:
             {"id": next(self._ids), "was_cancelled": False, "result": [chosen]}
         )
         self._touch(task_id)
+        self.last_annotated_at = self.tasks[task_id]["updated_at"]
+
+    def unannotate(self, task_id: int) -> None:
+        """Delete a task's annotations as a user does."""
+        self.tasks[task_id]["annotations"].clear()
+        self._touch(task_id)
 
     def skip(self, task_id: int) -> None:
         """Skip a task as a user does."""
@@ -131,6 +139,12 @@ class FakeLabelStudio:
             "score": 0.5,
             "result": [],
         }
+        self._touch(task_id)
+
+    def change(self, task_id: int, **data: str) -> None:
+        """Change a task's data as a script of a user does."""
+        self.tasks[task_id]["data"] = data
+        self._touch(task_id)
 
     def predicted(self, model_version: str | None = None) -> Counter[int]:
         """Count the predictions by task, of one version or of all."""
@@ -182,6 +196,7 @@ class FakeLabelStudio:
             case "POST", ["predictions"]:
                 key = next(self._ids)
                 self.predictions[key] = dict(body)
+                self._touch(body["task"])
                 return 201, {"id": key, **body}
             case "POST", ["dm", "actions"] if query["id"] == "delete_tasks_predictions":
                 included = body["selectedItems"]["included"]
@@ -191,7 +206,10 @@ class FakeLabelStudio:
                 return 200, {"processed_items": len(included)}
             case "DELETE", ["predictions", key]:
                 found = self.predictions.pop(int(key), None)
-                return (204, None) if found else (404, {"detail": "Not found."})
+                if found is None:
+                    return 404, {"detail": "Not found."}
+                self._touch(found["task"])
+                return 204, None
             case "GET", ["version"]:
                 return 200, {"release": "1.23.0"}
             case "GET", ["current-user", "whoami"]:

@@ -379,6 +379,7 @@ def test_a_backup_of_an_older_release_is_upgraded(
         "ALTER TABLE projects DROP COLUMN marked_at",
         "ALTER TABLE projects DROP COLUMN marking",
         "ALTER TABLE projects DROP COLUMN pinned",
+        "ALTER TABLE projects DROP COLUMN mirrored",
         "DROP TABLE history",
         "DROP TABLE findings",
         "DELETE FROM backup WHERE name IN ('history', 'findings')",

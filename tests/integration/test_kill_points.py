@@ -40,6 +40,7 @@ class Stage:
         self.label_studio = label_studio
         self.slow_imports: tuple[int, ...] = ()
         self.shown_for = SHOWN_FOR
+        self.looked_at: int | None = None
         self._file = folder / "store.sqlite3"
         self._worker = worker
         self._snapshot: object = None
@@ -101,7 +102,18 @@ class Stage:
                 "surplus": {name: n for name, n in project.surplus.items() if n},
                 "states": store.tasks.states(PROJECT),
                 "embeddings": store.embeddings.count(),
-                "watermark": project.watermark,
+                # Predictions that are added or removed alone change their tasks later.
+                "watermark": project.watermark is not None
+                and [
+                    *project.watermark[:2],
+                    project.watermark[2] >= self.label_studio.last_annotated_at,
+                ],
+                "is_mirrored": project.mirrored is not None,
+                "looked_at": [
+                    each["result"]
+                    for each in self.label_studio.predictions.values()
+                    if each["task"] == self.looked_at
+                ],
                 "wanted": [
                     (item.request.kind, item.running, item.attempts, item.error)
                     for item in store.requests.waiting(PROJECT)
@@ -207,6 +219,18 @@ def test_of_tasks_that_arrive_later(stage: Stage, assert_no_kill_matters: Any) -
 
     assert clean["predictions"].keys() >= set(late)
     assert clean["embeddings"] == TASKS + len(late)
+
+
+def test_of_a_task_whose_data_change(stage: Stage, assert_no_kill_matters: Any) -> None:
+    ids = settled(stage)
+    stage.looked_at = ids[5]
+    (before,) = stage.outcome()["looked_at"]
+    stage.label_studio.change(ids[5], image=data_uri("teal"))
+
+    clean = assert_no_kill_matters()
+
+    assert clean["predictions"] == dict.fromkeys(ids[1:-1], 1)
+    assert clean["looked_at"] != [before]
 
 
 @pytest.mark.parametrize("imports_are_slow", [False, True], ids=["", "slow_imports"])

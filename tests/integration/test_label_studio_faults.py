@@ -15,16 +15,23 @@ import pytest
 import sqlalchemy as sa
 import tenacity
 
+from backend.errors import DatabaseError
 from backend.jobs import refresh as refresh_module
+from backend.jobs import train as train_module
 from backend.jobs.services import Services, current_services
 from backend.jobs.worker import perform
 from backend.labelstudio import client as client_module
 from backend.labelstudio.client import LabelStudio, RemoteProject
+from backend.labelstudio.config import parse_labeling_config
+from backend.prediction import Prediction
 from backend.store import Store
-from backend.store.requests import Kind, Request
-from backend.store.schema import requests
-from tests.integration.conftest import data_uri, wait_until
+from backend.store.projects import Projects
+from backend.store.requests import NO_PROJECT, Kind, Request
+from backend.store.schema import images, requests
+from backend.store.tasks import Task
+from tests.integration.conftest import data_uri, png, wait_until
 from tests.integration.fake_label_studio import CONFIG, PROJECT, FakeLabelStudio, Odd
+from tests.integration.fetching import Answer, Server, answering, respond
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
@@ -443,3 +450,347 @@ def test_a_label_studio_from_an_older_copy_is_followed(
     work(store)
 
     assert_right(store, label_studio)
+
+
+@pytest.mark.parametrize("added", [0, 2, 3])
+def test_a_label_studio_from_an_older_copy_is_followed_after_a_training_too(
+    services: Services,
+    store: Store,
+    label_studio: FakeLabelStudio,
+    added: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(refresh_module, "HEAD", 0)
+    ids = settled(store, label_studio)
+    copy = label_studio.snapshot()
+    label_studio.add_tasks(*shades(2, blue=200))
+    work(store)
+
+    label_studio.restore(copy)
+    label_studio.add_tasks(*shades(added, blue=120) if added else ())
+    label_studio.annotate(ids[2], "green")
+    # Its webhook comes before the next comparison.
+    store.requests.add(Request(PROJECT, Kind.TRAIN))
+    perform(PROJECT, Kind.TRAIN.value, 0)
+    work(store)
+
+    assert_right(store, label_studio)
+
+
+def test_of_a_task_that_takes_another_s_place_is_known(
+    services: Services, store: Store, label_studio: FakeLabelStudio
+) -> None:
+    ids = settled(store, label_studio)
+    label_studio.delete_task(ids[3])
+    label_studio.add_tasks(*shades(1, blue=200))
+
+    work(store)
+
+    assert_right(store, label_studio)
+
+
+def test_a_task_that_gets_its_picture_later_is_predicted(
+    services: Services, store: Store, label_studio: FakeLabelStudio
+) -> None:
+    settled(store, label_studio)
+    (late,) = label_studio.add_tasks("none yet")
+    label_studio.change(late, text="a picture follows")
+    work(store)
+    label_studio.change(late, text="a picture follows", image=data_uri("teal"))
+
+    work(store)
+
+    assert_right(store, label_studio)
+
+
+@pytest.mark.parametrize("page", [4, 500])
+def test_a_task_whose_data_change_is_predicted_anew(
+    services: Services,
+    store: Store,
+    label_studio: FakeLabelStudio,
+    monkeypatch: pytest.MonkeyPatch,
+    page: int,
+) -> None:
+    monkeypatch.setattr(client_module, "PAGE", page)
+    ids = settled(store, label_studio)
+    # Somebody else's predictions are nobody's to remove.
+    label_studio.predict(ids[3], "another model")
+    work(store)
+    for changed in ids[1:7]:
+        label_studio.change(changed, image=data_uri((0, 255, changed)))
+
+    work(store)
+
+    assert_right(store, label_studio)
+    assert label_studio.predicted("another model") == {ids[3]: 1}
+    version = store.versions.active(PROJECT)
+    assert version is not None
+    tasks = [Task(each, label_studio.tasks[each]["data"]) for each in ids[1:7]]
+    config = parse_labeling_config(CONFIG)
+    expected = services.predictor.predict(tasks, config, version, fetch=False)
+    given = {each["task"]: each["result"] for each in label_studio.predictions.values()}
+    for prediction in expected:
+        assert isinstance(prediction, Prediction)
+        assert prediction.task_id is not None
+        if prediction.task_id != ids[3]:
+            assert given[prediction.task_id] == prediction.result
+
+
+def test_a_task_whose_other_data_change_keeps_its_prediction(
+    services: Services, store: Store, label_studio: FakeLabelStudio
+) -> None:
+    ids = settled(store, label_studio)
+    predictions = dict(label_studio.predictions)
+    label_studio.change(ids[3], **label_studio.tasks[ids[3]]["data"], note="seen")
+
+    work(store)
+
+    assert_right(store, label_studio)
+    assert label_studio.predictions == predictions
+
+
+def test_what_changed_is_found_by_a_look_at_the_latest_alone(
+    services: Services,
+    store: Store,
+    label_studio: FakeLabelStudio,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(client_module, "PAGE", 2)
+    ids = settled(store, label_studio)
+    label_studio.change(ids[3], image=data_uri("teal"))
+    label_studio.requests.clear()
+
+    store.requests.add(Request(PROJECT, Kind.RECONCILE))
+    perform(PROJECT, Kind.RECONCILE.value, 0)
+
+    # When the last change was, what changed, and the changed one's predictions.
+    assert label_studio.requests.count(("GET", "/api/tasks")) == 3
+    (task,) = store.tasks.named(PROJECT, [ids[3]])
+    assert task.data == label_studio.tasks[ids[3]]["data"]
+
+
+def test_a_labelled_task_whose_picture_is_replaced_is_learnt_anew(
+    services: Services, store: Store, label_studio: FakeLabelStudio
+) -> None:
+    ids = settled(store, label_studio)
+    before = store.versions.active(PROJECT)
+    label_studio.change(ids[0], image=data_uri((9, 200, 30)))
+
+    work(store)
+
+    assert_right(store, label_studio)
+    after = store.versions.active(PROJECT)
+    assert before is not None
+    assert after is not None
+    assert after.number == before.number + 1
+    label_studio.change(ids[0], **label_studio.tasks[ids[0]]["data"], note="seen")
+    work(store)
+    assert store.versions.names(PROJECT)[0] == after.name
+
+
+def test_as_many_predictions_lost_as_doubled_are_found_once_a_day(
+    services: Services, store: Store, label_studio: FakeLabelStudio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(refresh_module, "HEAD", 0)
+    ids = settled(store, label_studio)
+    version = store.versions.active(PROJECT)
+    assert version is not None
+    (lost,) = [key for key, each in label_studio.predictions.items() if each["task"] == ids[2]]
+    del label_studio.predictions[lost]
+    label_studio.predict(ids[3], version.name)
+    # Nor does Label Studio tell that this changed.
+    label_studio.tasks[ids[4]]["data"] = {"image": data_uri("teal")}
+
+    store.requests.add(Request(NO_PROJECT, Kind.TIDY))
+    perform(NO_PROJECT, Kind.TIDY.value, 0)
+    # Tomorrow's.
+    store.requests.forget(NO_PROJECT)
+    work(store)
+
+    assert_right(store, label_studio)
+
+
+# Workers that are frozen, and go on
+
+
+def end_lease(store: Store, kind: Kind) -> None:
+    with store.database.write() as connection:
+        connection.execute(
+            sa.update(requests).where(requests.c.kind == kind.value).values(lease_until=0.0)
+        )
+
+
+def frozen_after(
+    monkeypatch: pytest.MonkeyPatch, listing: str, meanwhile: Callable[[], None]
+) -> None:
+    """Have something happen once between the answer to a listing and what is made of it."""
+    real = getattr(LabelStudio, listing)
+    left = [meanwhile]
+
+    def frozen(client: LabelStudio, project_id: int) -> Any:
+        for page in [*real(client, project_id)]:
+            if left:
+                left.pop()()
+            yield page
+
+    monkeypatch.setattr(LabelStudio, listing, frozen)
+
+
+@pytest.mark.parametrize("listing", ["annotated_tasks", "tasks"])
+def test_who_goes_on_after_its_lease_with_old_lists_opens_and_closes_no_task(
+    services: Services,
+    store: Store,
+    label_studio: FakeLabelStudio,
+    monkeypatch: pytest.MonkeyPatch,
+    listing: str,
+) -> None:
+    ids = settled(store, label_studio)
+    kind = Kind.TRAIN if listing == "annotated_tasks" else Kind.SYNC
+
+    def another_does_it() -> None:
+        end_lease(store, kind)
+        label_studio.unannotate(ids[0])
+        store.requests.add_all([Request(PROJECT, Kind.TRAIN), Request(PROJECT, kind)])
+        perform(PROJECT, Kind.TRAIN.value, 0)
+        perform(PROJECT, Kind.SYNC.value, 0)
+
+    frozen_after(monkeypatch, listing, another_does_it)
+    store.requests.add(Request(PROJECT, kind))
+    perform(PROJECT, kind.value, 0)
+
+    assert store.tasks.states(PROJECT)[ids[0]]
+    work(store)
+    assert_right(store, label_studio)
+
+
+def test_a_training_during_a_listing_of_tasks_has_the_last_word(
+    services: Services,
+    store: Store,
+    label_studio: FakeLabelStudio,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ids = settled(store, label_studio)
+
+    def train() -> None:
+        label_studio.unannotate(ids[0])
+        store.requests.add(Request(PROJECT, Kind.TRAIN))
+        perform(PROJECT, Kind.TRAIN.value, 0)
+
+    frozen_after(monkeypatch, "tasks", train)
+    store.requests.add(Request(PROJECT, Kind.SYNC))
+    perform(PROJECT, Kind.SYNC.value, 0)
+    work(store)
+
+    assert_right(store, label_studio)
+
+
+def test_a_training_that_another_has_overtaken_publishes_nothing(
+    services: Services,
+    store: Store,
+    label_studio: FakeLabelStudio,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ids = settled(store, label_studio)
+    label_studio.annotate(ids[2], "green")
+    real = train_module.confusions_to_bytes
+    overtaken: list[list[str]] = []
+
+    def frozen(confusions: Any) -> bytes:
+        if not overtaken:
+            overtaken.append([])
+            end_lease(store, Kind.TRAIN)
+            label_studio.annotate(ids[3], "green")
+            store.requests.add(Request(PROJECT, Kind.TRAIN))
+            perform(PROJECT, Kind.TRAIN.value, 0)
+            overtaken[0] += store.versions.names(PROJECT)
+        return real(confusions)
+
+    monkeypatch.setattr(train_module, "confusions_to_bytes", frozen)
+    store.requests.add(Request(PROJECT, Kind.TRAIN))
+    perform(PROJECT, Kind.TRAIN.value, 0)
+
+    assert store.versions.names(PROJECT) == overtaken[0]
+    work(store)
+    assert_right(store, label_studio)
+
+
+def test_a_version_and_what_it_was_read_from_are_written_together(
+    services: Services,
+    store: Store,
+    label_studio: FakeLabelStudio,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ids = settled(store, label_studio)
+    before = store.versions.names(PROJECT)
+    label_studio.annotate(ids[2], "green")
+    real = Projects.update
+
+    def cut_off(projects: Projects, project_id: int, **values: Any) -> None:
+        if "watermark" in values:
+            raise DatabaseError("The database cannot be used (server closed the connection)")
+        real(projects, project_id, **values)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Projects, "update", cut_off)
+        store.requests.add(Request(PROJECT, Kind.TRAIN))
+        perform(PROJECT, Kind.TRAIN.value, 0)
+    assert store.versions.names(PROJECT) == before
+
+    work(store)
+    assert_right(store, label_studio)
+
+
+# Pictures
+
+
+def let_pauses_of_pictures_end(store: Store) -> None:
+    with store.database.write() as connection:
+        connection.execute(sa.update(images).values(retry_at=0.0))
+
+
+def test_a_label_whose_picture_is_away_for_a_moment_is_learnt_once_it_is_there(
+    services: Services,
+    store: Store,
+    label_studio: FakeLabelStudio,
+    serve: Callable[[Answer], Server],
+) -> None:
+    is_up = threading.Event()
+    host = serve(lambda each: respond(each, *((200, png("blue")) if is_up.is_set() else (503,))))
+    settled(store, label_studio)
+    (late,) = label_studio.add_tasks(f"{host.url}/late.png")
+    label_studio.annotate(late, "blue")
+    work(store)
+    without = store.versions.active(PROJECT)
+    tried = len(host.paths)
+    is_up.set()
+    work(store)
+    assert len(host.paths) == tried
+
+    let_pauses_of_pictures_end(store)
+    work(store)
+
+    assert without is not None
+    assert without.report["colour"]["without_picture"] == 1
+    assert_right(store, label_studio)
+
+
+def test_a_label_whose_picture_never_comes_asks_for_no_training(
+    services: Services,
+    store: Store,
+    label_studio: FakeLabelStudio,
+    serve: Callable[[Answer], Server],
+) -> None:
+    host = serve(answering(404))
+    settled(store, label_studio)
+    (broken,) = label_studio.add_tasks(f"{host.url}/broken.png")
+    label_studio.annotate(broken, "blue")
+    work(store)
+    asked, tried = len(label_studio.requests), len(host.paths)
+    let_pauses_of_pictures_end(store)
+    work(store)
+    work(store)
+
+    assert len(host.paths) == tried + 1
+    # What the training reads, above all.
+    listings = [path for _, path in label_studio.requests[asked:] if path == "/api/tasks"]
+    assert len(listings) == 2

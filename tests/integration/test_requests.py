@@ -14,7 +14,14 @@ import pytest
 import sqlalchemy as sa
 
 from backend.store import Store
-from backend.store.requests import LEASE, LONGEST_BACKOFF, Kind, Request, Waiting
+from backend.store.requests import (
+    LEASE,
+    LONGEST_BACKOFF,
+    ClaimLostError,
+    Kind,
+    Request,
+    Waiting,
+)
 from backend.store.schema import requests
 
 TRAIN = Request(7, Kind.TRAIN)
@@ -356,6 +363,41 @@ def test_a_worker_whose_lease_another_has_taken_does_not_end_the_other_s_claim(
     assert the_one(store).running
     second.__exit__(None, None, None)
     assert store.requests.waiting(7) == []
+
+
+def test_a_worker_whose_lease_another_has_taken_writes_nothing(store: Store) -> None:
+    store.requests.add(TRAIN)
+
+    with store.requests.claimed(TRAIN) as slow:
+        assert slow is not None
+        rewrite(store, lease_until=time.time() - 1)
+        with store.requests.holding(slow):
+            # As long as nobody has taken it, all is as it was.
+            pass
+        assert do(store, TRAIN)
+        with pytest.raises(ClaimLostError), store.requests.holding(slow):
+            pytest.fail("it went on")
+        assert slow.lost.is_set()
+
+
+def test_nobody_takes_a_claim_under_which_somebody_writes(store: Store) -> None:
+    store.requests.add(TRAIN)
+    written: list[str] = []
+
+    def take() -> None:
+        do(store, TRAIN, lambda: written.append("the other"))
+
+    with store.requests.claimed(TRAIN) as slow:
+        assert slow is not None
+        rewrite(store, lease_until=time.time() - 1)
+        other = threading.Thread(target=take)
+        with store.requests.holding(slow):
+            other.start()
+            other.join(0.5)
+            written.append("the slow one")
+        other.join()
+
+    assert written == ["the slow one", "the other"]
 
 
 def held_by(store: Store, request: Request, owner: str) -> None:
