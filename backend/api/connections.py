@@ -9,10 +9,13 @@ are waited for by the loop beside everything else.
 from __future__ import annotations
 
 import errno
+import fcntl
 import logging
 import re
 import select
 import socket
+import sys
+import termios
 import time
 from collections import deque
 from collections.abc import Callable
@@ -45,6 +48,9 @@ SLOWEST = 64 * 1024
 
 # Seconds until a client has taken what is written to it.
 TAKEN_WITHIN = 30.0
+
+# Bytes of answers that a client who asks for more may not have taken: one that waits for each has.
+NOT_TAKEN = 16 * 1024
 
 # Who is closed too early may never see the answer (RFC 9112, section 9.6).
 HUNG_UP_WITHIN = 2.0
@@ -158,6 +164,10 @@ def _body_to_collect(head: bytes) -> int:
 
 def _can_take_more(sock: socket.socket) -> bool:
     # Who asks and never reads would have a thread wait until there is room for the answer.
+    if sys.platform == "linux":
+        size = fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4))
+        if int.from_bytes(size, sys.byteorder) > NOT_TAKEN:
+            return False
     poll = select.poll()
     poll.register(sock, select.POLLOUT)
     return bool(poll.poll(0))

@@ -119,7 +119,7 @@ def test_a_command_does_not_wait_for_people_to_stop_annotating(
 ) -> None:
     first, _ = two_versions(store, label_studio)
     queue.beat(WorkerStatus("a worker", "cpu", services.predictor.encoder.identity))
-    annotations = iter(range(50))
+    annotations = iter(range(2_000))
     ended = threading.Event()
 
     def work_beside_annotators() -> None:
