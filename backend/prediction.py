@@ -222,7 +222,7 @@ def fingerprint(
     """Return a digest of everything that a version depends on.
 
     `labels` are, by control and task, where its picture is, as a digest, and the choices. Equal
-    fingerprints mean equal predictions.
+    fingerprints need no new training, though one would also see another pool.
     """
     facts = {
         "encoder": encoder,

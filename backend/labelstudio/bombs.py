@@ -86,7 +86,7 @@ def _check_directory(counts: dict[int, int], values: dict[int, int], max_pixels:
     if width * length * tiles > _IN_TILES * max_pixels:
         raise ImageError(
             f"the picture has {tiles} tiles of {width} x {length} pixels; the limit is "
-            f"{max_pixels} in all"
+            f"{_IN_TILES * max_pixels} in all"
         )
     if values.get(_COMPRESSION) in _FAX and values.get(_ROWS, 0) > MAX_FAX_ROWS:
         raise ImageError(f"the picture is a fax of more than {MAX_FAX_ROWS} rows")

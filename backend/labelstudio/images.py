@@ -202,8 +202,9 @@ class ImageFetcher:
         except ImageError as error:
             return error
         except Exception as error:  # noqa: BLE001 - whatever a picture does, it costs its own task
-            log.warning("a picture fails in a way of its own: %s", type(error).__name__)
-            return ImageError("the picture cannot be read: see the log of the backend")
+            name = type(error).__name__
+            log.warning("a picture fails in a way that nothing else is known to: %s", name)
+            return ImageError(f"the picture cannot be had or read ({name})")
 
     def _target(self, source: str, task_id: int | None) -> httpx.URL:
         is_cloud = _scheme(source) in _CLOUD_SCHEMES
@@ -288,8 +289,11 @@ class ImageFetcher:
             raise _TemporaryError(
                 f"{url.host} cannot be reached: {error}", ImageFault.UNREACHABLE
             ) from error
-        # A host can be wrong in ways that are found late (IDNA).
-        except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
+        except UnicodeError as error:
+            raise ImageError(
+                "redirected to a host that is no name", fault=ImageFault.ANSWER
+            ) from error
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise ImageError(
                 f"{url.host} sent an answer that cannot be read", fault=ImageFault.ANSWER
             ) from error

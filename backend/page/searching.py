@@ -139,9 +139,8 @@ def _ids(given: Sequence[str], most: int) -> list[int]:
     if len(given) > most:
         raise RequestError(f"at most {most} tasks at once")
     for each in given:
-        if not (
-            len(each) <= 10 and each.isascii() and each.isdigit() and 0 < int(each) <= _LARGEST_ID
-        ):
+        is_number = each.isascii() and each.isdigit() and len(each) <= len(str(_LARGEST_ID))
+        if not is_number or not 0 < int(each) <= _LARGEST_ID:
             raise RequestError("the IDs of tasks are whole numbers, as Label Studio shows them")
     return list(dict.fromkeys(map(int, given)))
 
