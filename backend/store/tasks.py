@@ -126,14 +126,7 @@ class Tasks:
         with (transaction or self._database.write)() as connection:
             for ids, is_open in ((closing, False), (opening, True)):
                 for chunk in _chunks(ids):
-                    connection.execute(
-                        sa.update(tasks)
-                        .where(
-                            tasks.c.project_id == project_id,
-                            self._database.among(tasks.c.id, chunk),
-                        )
-                        .values(open=is_open)
-                    )
+                    self._set(connection, project_id, chunk, open=is_open)
 
     def open_without(self, project_id: int, model_version: str) -> Iterator[list[StoredTask]]:
         """Yield, in chunks, the open tasks that do not carry that version's prediction."""
@@ -217,14 +210,7 @@ class Tasks:
         for some, shown_until in ((too_long, until - SKEW), (ids, until)):
             for chunk in _chunks(some):
                 with self._database.write() as connection:
-                    connection.execute(
-                        sa.update(tasks)
-                        .where(
-                            tasks.c.project_id == project_id,
-                            self._database.among(tasks.c.id, chunk),
-                        )
-                        .values(shown_until=shown_until)
-                    )
+                    self._set(connection, project_id, chunk, shown_until=shown_until)
 
     def shown(self, project_id: int, limit: int) -> set[int]:
         """Return the tasks that pages may show, those that came to be shown last.
@@ -307,13 +293,13 @@ class Tasks:
     ) -> None:
         for chunk in _chunks(ids):
             with self._database.write() as connection:
-                connection.execute(
-                    sa.update(tasks)
-                    .where(
-                        tasks.c.project_id == project_id, self._database.among(tasks.c.id, chunk)
-                    )
-                    .values(model_version=model_version)
-                )
+                self._set(connection, project_id, chunk, model_version=model_version)
+
+    def _set(
+        self, connection: Connection, project_id: int, chunk: Sequence[int], **values: object
+    ) -> None:
+        these = tasks.c.project_id == project_id, self._database.among(tasks.c.id, chunk)
+        connection.execute(sa.update(tasks).where(*these).values(**values))
 
 
 def _scattered(task_id: int) -> int:
