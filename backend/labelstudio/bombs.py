@@ -1,5 +1,6 @@
 """Files that would cost far more than their pixels, told from their bytes before they are decoded.
 
+Those of countless pieces are told while they are read.
 Pillow and its libraries bound the rest: compressed text and profiles in a PNG, the values of a
 TIFF's tags, animations (only the first frame is decoded).
 """
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import re
 import struct
+from io import BytesIO
 
 from backend.errors import ImageError
 
@@ -22,6 +24,9 @@ MAX_EXIF_SEGMENTS = 100
 MAX_FILLING = 10_000
 # Decoded in Python.
 MAX_RLE = 10_000_000
+# Pillow takes a GIF's blocks and a PNG's chunks apart in Python, two or three reads each, and keeps
+# many: some sixty bytes a read. A large picture has thousands.
+MAX_READS = 500_000
 # libtiff writes a line about each broken row of a fax, past every log.
 MAX_FAX_ROWS = 20_000
 
@@ -37,6 +42,22 @@ _FAX = frozenset({2, 3, 4, 32771})
 _IN_TILES = 8
 # Bytes of the whole numbers that a tag can hold: byte, short, long, IFD and their variants.
 _WHOLE_NUMBERS = {1: 1, 3: 2, 4: 4, 6: 1, 8: 2, 9: 4, 13: 4, 16: 8, 17: 8, 18: 8}
+
+
+class BoundedFile(BytesIO):
+    """A file in memory that raises ImageError once it is read in far too many pieces."""
+
+    def __init__(self, data: bytes) -> None:
+        """Take all that the file holds."""
+        super().__init__(data)
+        self._reads = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Read so many bytes, or all that are left."""
+        self._reads += 1
+        if self._reads > MAX_READS:
+            raise ImageError("the picture is in far more pieces than a camera or program writes")
+        return super().read(size)
 
 
 def refuse_bomb(kind: str, data: bytes, max_pixels: int) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageFile
 
 from backend.errors import ImageError, ImageFault
-from backend.labelstudio.bombs import refuse_bomb
+from backend.labelstudio.bombs import BoundedFile, refuse_bomb
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 _TURNS = {
@@ -46,7 +46,9 @@ def decode(data: bytes, limits: ImageLimits, enough: int | None = None) -> Image
         refuse_bomb(kind, data, limits.max_pixels)
         # Image.open would warn about pictures past a process-wide pixel limit before their size
         # is known to us, so its registry of formats is used without it.
-        image = Image.OPEN[kind][0](BytesIO(data), "")
+        # A BMP's runs are read byte by byte, and bounded already.
+        file = BytesIO(data) if kind == "BMP" else BoundedFile(data)
+        image = Image.OPEN[kind][0](file, "")
         width, height = image.size
         if width * height > limits.max_pixels:
             raise ImageError(

@@ -213,6 +213,10 @@ def gif_with(*extensions: bytes) -> bytes:
     return data[:start] + b"".join(extensions) + data[start:]
 
 
+def gif_comment(pieces: int) -> bytes:
+    return b"\x21\xfe" + b"\2xx" * pieces + b"\0"
+
+
 def avif_with_exif() -> bytes:
     bomb = exif_of(2000, 1_000_000)
     # The encoder reads what it is given, so that it gets another block of that size.
@@ -265,6 +269,8 @@ BOMBS = {
     "countless comments of a GIF": lambda: gif_with(
         b"\x21\xfe" + (b"\xff" + b"x" * 255) * 20_000 + b"\0"
     ),
+    "countless pieces of a GIF's comment": lambda: gif_with(gif_comment(5_000_000)),
+    "countless chunks of a PNG": lambda: png_with(png_chunk(b"teSt", b"") * 3_000_000),
     "a frame past a GIF's screen": lambda: patched(
         gif_with(), b",\0\0\0\0", 5, struct.pack("<HH", 60_000, 60_000)
     ),
@@ -339,6 +345,9 @@ def test_a_tiff_has_a_limit_on_its_strips() -> None:
         (jpeg_with(b"\xff\xe5\0\2" * 6_000), "far more around it"),
         (jpeg_with(b"\xff" * 20_000), "far more around it"),
         (b"\xff\xd8\xff" + bytes(20_000), "far more around it"),
+        (gif_with(gif_comment(300_000)), "far more pieces"),
+        (gif_with(b"x" * 600_000), "far more pieces"),
+        (png_with(png_chunk(b"teSt", b"") * 300_000), "far more pieces"),
         (fax(30_000), "fax of more than 20000 rows"),
         (bmp_of_runs(), "large BMP of runs"),
     ],
@@ -353,6 +362,8 @@ def test_what_cameras_and_programs_write_is_read() -> None:
     segment = b"\xff\xe2" + struct.pack(">H", 65_535) + bytes(65_533)
     assert decode(jpeg_with(segment * 200), LIMITS).size == NOISE.size
     assert decode(jpeg_with(b"\xff" * 100), LIMITS).size == NOISE.size
+    assert decode(gif_with(gif_comment(20_000)), LIMITS).size == NOISE.size
+    assert decode(png_with(png_chunk(b"teSt", b"") * 20_000), LIMITS).size == NOISE.size
     assert decode(fax(1000), LIMITS).size == (8, 1000)
     assert decode(tiff_of_tiles(8), LIMITS).size == (128, 1)
 
