@@ -11,17 +11,12 @@ from backend.errors import LabelingConfigError, TaskError
 from backend.jobs.services import Services
 from backend.labelstudio.client import RemoteTask
 from backend.labelstudio.config import LabelingConfig, parse_labeling_config
-from backend.labelstudio.removal import remove_predictions
 from backend.labelstudio.task_data import TaskChoices
 from backend.store.projects import Project
 from backend.store.requests import Claim, Kind, Request
-from backend.store.tasks import StoredTask, Task
-from backend.store.versions import is_ours
+from backend.store.tasks import OUTDATED, StoredTask, Task
 
 log = logging.getLogger(__name__)
-
-# Tasks whose predictions are listed in one request, which names them in its address.
-AT_ONCE = 100
 
 
 def mirror(services: Services, claim: Claim, project: Project) -> None:
@@ -70,16 +65,16 @@ def _mark(newest: list[RemoteTask]) -> list[Any]:
 
 
 class _Mirroring:
-    """Turns listed tasks into mirrored ones; a changed one loses its predictions first.
+    """Turns listed tasks into mirrored ones; what was predicted of a changed one is outdated.
 
-    In that order, so that whoever dies in between is followed by one that finds it changed still.
+    A refresh removes it: one that runs meanwhile may be importing what it made of the data before.
     """
 
     def __init__(self, services: Services, claim: Claim, project: Project) -> None:
         self._services = services
-        self._claim = claim
         self._project_id = project.id
         self._watermark = project.watermark
+        self._outdated = False
         self.transaction = partial(services.store.requests.holding, claim)
         try:
             config = parse_labeling_config(project.label_config)
@@ -90,19 +85,22 @@ class _Mirroring:
 
     def taken(self, page: list[RemoteTask]) -> list[StoredTask]:
         """Return a page of tasks as they are mirrored."""
-        listed = [StoredTask(task.id, task.data, task.open) for task in page]
-        before = self._services.store.tasks.named(self._project_id, [task.id for task in listed])
+        before = self._services.store.tasks.named(self._project_id, [task.id for task in page])
         data = {task.id: task.data for task in before}
-        changed = [
+        changed = {
             task.id
-            for task in listed
+            for task in page
             if task.id in data
             and task.data != data[task.id]
-            and self._facts(task) != self._facts(Task(task.id, data[task.id]))
+            and self._facts(Task(task.id, task.data)) != self._facts(Task(task.id, data[task.id]))
+        }
+        if changed:
+            log.info("tasks changed project=%d count=%d", self._project_id, len(changed))
+            self._outdated = True
+        return [
+            StoredTask(task.id, task.data, task.open, OUTDATED if task.id in changed else None)
+            for task in page
         ]
-        for start in range(0, len(changed), AT_ONCE):
-            self._forget_predictions(changed[start : start + AT_ONCE])
-        return listed
 
     def end(self, newest: list[RemoteTask]) -> None:
         """Keep how far the mirror has come."""
@@ -116,21 +114,8 @@ class _Mirroring:
         ):
             # It saw which tasks are finished, and they may have been listed before that.
             store.requests.add(Request(project_id, Kind.TRAIN))
-
-    def _forget_predictions(self, changed: list[int]) -> None:
-        client, project_id = self._services.label_studio, self._project_id
-        self._services.store.requests.check(self._claim)
-        for present in client.predictions(project_id, changed):
-            ours = {
-                item.id
-                for predictions in present.values()
-                for item in predictions
-                if is_ours(item.model_version)
-            }
-            for _ in remove_predictions(client, project_id, present, ours):
-                pass
-        self._services.store.tasks.mark_unpredicted(project_id, changed)
-        log.info("tasks changed project=%d count=%d", project_id, len(changed))
+        if self._outdated:
+            store.requests.add(Request(project_id, Kind.REFRESH))
 
 
 def _facts(services: Services, config: LabelingConfig) -> Callable[[Task], list[object]]:

@@ -59,6 +59,8 @@ def reconcile(services: Services, claim: Claim) -> None:
         recorded = len(store.tasks.predicted(project_id, project.model_version))
         if is_wanted(services, project, counts):
             wanted.add(Kind.SWEEP)
+        if store.tasks.outdated(project_id):
+            wanted.add(Kind.REFRESH)
         if recorded and remote.model_version != project.model_version:
             wanted.add(Kind.REFRESH)
         if progress.predicted < progress.open:

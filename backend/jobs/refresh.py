@@ -13,12 +13,13 @@ from backend.jobs.mirroring import mirror
 from backend.jobs.services import Services
 from backend.jobs.sweep import is_wanted
 from backend.labelstudio.config import LabelingConfig, parse_labeling_config
+from backend.labelstudio.removal import remove_predictions
 from backend.ordering import Queue, head_of, in_order
 from backend.prediction import Prediction, fits, score_of
 from backend.store.contents import queue_to_bytes
 from backend.store.findings import FindingKind
 from backend.store.requests import Claim, Kind, Request
-from backend.store.versions import Version
+from backend.store.versions import Version, is_ours
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,9 @@ SHOWN_FOR = 12 * 3600.0
 # that takes so many seconds, the head is added one by one and the others in requests of so many.
 SLOW = 2.0
 AT_ONCE_IF_SLOW = 20_000
+
+# Tasks whose predictions are listed in one request, which names them in its address.
+LISTED = 100
 
 # A sweep lists all predictions: not after each of many versions in a row, in seconds.
 SWEEP_DELAY = 2.0
@@ -61,6 +65,7 @@ def refresh(services: Services, claim: Claim) -> None:
             store.requests.add(Request(project_id, Kind.TRAIN))
             return
         try:
+            _remove_outdated(services, claim)
             if _push(services, claim, version, config):
                 _settle(services, version)
                 return
@@ -70,6 +75,28 @@ def refresh(services: Services, claim: Claim) -> None:
                 raise
             mirror(services, claim, project)
             mirrored_again = True
+
+
+def _remove_outdated(services: Services, claim: Claim) -> None:
+    """Remove what was predicted of tasks whose data have changed since.
+
+    Noted after it is done, so that whoever dies in between is followed by one that does it again.
+    """
+    store, project_id = services.store, claim.request.project_id
+    outdated = sorted(store.tasks.outdated(project_id))
+    for start in range(0, len(outdated), LISTED):
+        some = outdated[start : start + LISTED]
+        store.requests.check(claim)
+        for present in services.label_studio.predictions(project_id, some):
+            ours = {
+                item.id
+                for predictions in present.values()
+                for item in predictions
+                if is_ours(item.model_version)
+            }
+            for _ in remove_predictions(services.label_studio, project_id, present, ours):
+                pass
+        store.tasks.mark_cleared(project_id, some)
 
 
 def _push(services: Services, claim: Claim, version: Version, config: LabelingConfig) -> bool:

@@ -17,6 +17,10 @@ from backend.store.schema import Database, tasks
 
 CHUNK = 1000
 
+# Instead of a version: Label Studio holds, or is about to be given, our predictions of what the
+# task's data were before. No version's name is empty.
+OUTDATED = ""
+
 # How a write is begun that somebody may only do as long as a claim is theirs.
 Transaction = Callable[[], AbstractContextManager[Connection]]
 
@@ -31,7 +35,10 @@ class Task:
 
 @dataclass(frozen=True)
 class StoredTask(Task):
-    """A mirrored task, whether it is open, and whose prediction Label Studio holds of it."""
+    """A mirrored task, whether it is open, and whose prediction Label Studio holds of it.
+
+    `model_version` is OUTDATED where its predictions are to be removed before it is predicted.
+    """
 
     id: int
     open: bool
@@ -60,7 +67,7 @@ class Tasks:
         *,
         transaction: Transaction | None = None,
     ) -> None:
-        """Make the mirror equal to what Label Studio lists; keeps what was predicted."""
+        """Make the mirror equal to what Label Studio lists, as `put` does."""
         listed: set[int] = set()
         for page in pages:
             listed.update(task.id for task in page)
@@ -78,7 +85,7 @@ class Tasks:
         *,
         transaction: Transaction | None = None,
     ) -> None:
-        """Add tasks, or bring them up to date; keeps what was predicted."""
+        """Add tasks, or bring them up to date; keeps what was predicted and is not outdated."""
         if not page:
             return
         insert = self._database.insert(tasks)
@@ -96,8 +103,11 @@ class Tasks:
             # Whoever writes several tasks locks them in one order.
             for task in sorted(page, key=lambda task: task.id)
         ]
+        outdated = [task.id for task in page if task.model_version == OUTDATED]
         with (transaction or self._database.write)() as connection:
             connection.execute(upsert, rows)
+            for chunk in _chunks(outdated):
+                self._set(connection, project_id, chunk, model_version=OUTDATED)
 
     def remove(
         self, project_id: int, ids: Collection[int], *, transaction: Transaction | None = None
@@ -179,12 +189,28 @@ class Tasks:
         ]
 
     def mark_predicted(self, project_id: int, ids: Collection[int], model_version: str) -> None:
-        """Record that Label Studio holds that version's prediction of these tasks."""
+        """Record that Label Studio holds that version's prediction of these tasks.
+
+        Not of those that are outdated: it may be what was made of their data before.
+        """
         self._set_version(project_id, ids, model_version)
 
     def mark_unpredicted(self, project_id: int, ids: Collection[int]) -> None:
-        """Record that Label Studio does not hold just our prediction of these tasks."""
+        """Record that Label Studio holds no prediction of ours of these tasks.
+
+        Those that are outdated stay so.
+        """
         self._set_version(project_id, ids, None)
+
+    def outdated(self, project_id: int) -> set[int]:
+        """Return the tasks whose predictions are to be removed before they are predicted."""
+        return self.predicted(project_id, OUTDATED)
+
+    def mark_cleared(self, project_id: int, ids: Collection[int]) -> None:
+        """Record that the predictions of tasks that were outdated are removed."""
+        for chunk in _chunks(ids):
+            with self._database.write() as connection:
+                self._set(connection, project_id, chunk, model_version=None)
 
     def states(self, project_id: int) -> dict[int, bool]:
         """Return whether each task is open."""
@@ -293,13 +319,20 @@ class Tasks:
     ) -> None:
         for chunk in _chunks(ids):
             with self._database.write() as connection:
-                self._set(connection, project_id, chunk, model_version=model_version)
+                self._set(
+                    connection, project_id, chunk, _lacks(OUTDATED), model_version=model_version
+                )
 
     def _set(
-        self, connection: Connection, project_id: int, chunk: Sequence[int], **values: object
+        self,
+        connection: Connection,
+        project_id: int,
+        chunk: Sequence[int],
+        *conditions: sa.ColumnElement[bool],
+        **values: object,
     ) -> None:
         these = tasks.c.project_id == project_id, self._database.among(tasks.c.id, chunk)
-        connection.execute(sa.update(tasks).where(*these).values(**values))
+        connection.execute(sa.update(tasks).where(*these, *conditions).values(**values))
 
 
 def _scattered(task_id: int) -> int:
