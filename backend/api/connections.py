@@ -28,6 +28,12 @@ from typing import Any
 
 from flask import Request
 from gunicorn import util
+from gunicorn.http.errors import (
+    ExpectationFailed,
+    LimitRequestHeaders,
+    LimitRequestLine,
+    ParseException,
+)
 from gunicorn.http.unreader import SocketUnreader
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
@@ -62,6 +68,13 @@ _BREATH = 0.01
 _PIECE = 8 * 1024
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]+)[ \t]*(?:\r\n|$)", re.IGNORECASE)
 _EXPECTS = re.compile(rb"\r\nexpect:", re.IGNORECASE)
+
+# What gunicorn makes of what it cannot read, where it is more than a bad request.
+_STATUSES = {
+    LimitRequestLine: HTTPStatus.REQUEST_URI_TOO_LONG,
+    LimitRequestHeaders: HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+    ExpectationFailed: HTTPStatus.EXPECTATION_FAILED,
+}
 
 
 def body_is_here(request: Request) -> bool:
@@ -173,6 +186,11 @@ def _can_take_more(sock: socket.socket) -> bool:
     return bool(poll.poll(0))
 
 
+def _refuse(sock: socket.socket, status: HTTPStatus) -> None:
+    with suppress(OSError):
+        util.write_error(sock, status.value, status.phrase, "")
+
+
 class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
     """Gunicorn's worker with threads, where only the loop waits for clients."""
 
@@ -216,9 +234,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
             self._go_on(conn)
         elif reader.has_too_large_a_head:
             self._forget(conn, self.pending_conns)
-            status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
-            with suppress(OSError):
-                util.write_error(sock, status.value, status.phrase, "")
+            _refuse(sock, HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
             self._hang_up(conn)
 
     def _go_on(self, conn: TConn) -> None:
@@ -241,6 +257,14 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
             return False
         conn.parser.unreader.finish()
         return keep
+
+    def handle_error(self, req: Any, client: socket.socket, addr: Any, exc: Exception) -> None:
+        """Refuse what is no HTTP without a word of what it says: gunicorn would log a secret."""
+        if isinstance(exc, ParseException):
+            log.info("a request is no HTTP: %s from=%s", type(exc).__name__, addr[0])
+            _refuse(client, _STATUSES.get(type(exc), HTTPStatus.BAD_REQUEST))
+        else:
+            super().handle_error(req, client, addr, exc)
 
     def finish_request(self, conn: TConn, fs: Future[Any]) -> None:
         """Keep a connection, or close it without waiting for the client to do so."""

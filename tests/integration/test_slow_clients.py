@@ -226,6 +226,30 @@ def test_a_head_without_end_is_refused(port: int) -> None:
         assert received(connection).startswith(b"HTTP/1.1 431")
 
 
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"GET /health HTTP/1.1\r\nAuthorization Basic planted\r\n\r\n", 400),
+        (b'{"access_token": "planted"}\r\n\r\n', 400),
+        (b"GET http://me:planted@backend/ HTTP/x\r\n\r\n", 400),
+        (head("/predict", b"Transfer-Encoding: planted"), 400),
+        (head("/predict", b"Expect: planted"), 417),
+        (b"GET /" + b"planted" * 1000 + b" HTTP/1.1\r\n\r\n", 414),
+        (head("/predict", b"A: " + b"planted" * 2000), 431),
+    ],
+)
+def test_what_is_no_http_is_refused_and_not_repeated(
+    server: Served, sent: bytes, status: int
+) -> None:
+    with connect(server.port) as client:
+        client.sendall(sent)
+        answer = received(client)
+
+    assert answer.startswith(b"HTTP/1.1 %d " % status)
+    assert b"planted" not in answer
+    assert "planted" not in server.log.read_text()
+
+
 def test_one_that_leaves_while_it_is_refused_takes_nobody_along(port: int) -> None:
     for _ in range(10):
         with connect(port) as connection:
