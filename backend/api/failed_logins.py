@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from ipaddress import IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import NamedTuple
 
 from backend.errors import TooManyRequestsError
+
+_WITH_PORT = re.compile(r"(?:\[([^]]+)\]|([^:]+)):[0-9]+")
 
 # Clients that have logged in and are remembered for it.
 _REMEMBERED = 1000
@@ -80,13 +83,21 @@ class FailedLogins:
 
 def address_of(remote: str | None) -> str:
     """Return what tells clients apart: an address, of IPv6 the network that one client has."""
-    try:
-        address = ip_address(remote or "")
-    except ValueError:  # a Unix socket has none
+    address = _parsed(remote or "")
+    if address is None:  # a Unix socket has none
         return ""
     if isinstance(address, IPv6Address):
         return str(address.ipv4_mapped or int(address) >> 64)
     return str(address)
+
+
+def _parsed(remote: str) -> IPv4Address | IPv6Address | None:
+    # Some proxies pass the port on.
+    with_port = _WITH_PORT.fullmatch(remote)
+    try:
+        return ip_address((with_port[1] or with_port[2]) if with_port else remote)
+    except ValueError:
+        return None
 
 
 def _wait(bound: Bound, ahead: float) -> float:
