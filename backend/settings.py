@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
 from enum import Enum
 from hashlib import sha256
 from pathlib import Path
@@ -413,7 +414,7 @@ class Settings(BaseSettings):
         addresses = (self.database_url, self.redis_url)
         return [
             *(secret.get_secret_value() for secret in named if secret is not None),
-            *(secret for url in addresses if url and (secret := _password(url))),
+            *(secret for url in addresses if url for secret in _passwords(url)),
         ]
 
     def label_studio(self) -> tuple[str, str]:
@@ -441,10 +442,15 @@ def _folder_of_secrets() -> Path | None:
     return None
 
 
-def _password(url: str) -> str | None:
-    # As it stands there, quoted or not: a parser would stumble over what another takes.
+def _passwords(url: str) -> Iterator[str]:
+    # As they stand there, quoted or not: a parser would stumble over what another takes.
     userinfo = url.partition("//")[2].rpartition("@")[0]
-    return userinfo.partition(":")[2] or None
+    if password := userinfo.partition(":")[2]:
+        yield password
+    for option in url.partition("?")[2].split("&"):
+        key, _, value = option.partition("=")
+        if "password" in key.lower() and value:
+            yield value
 
 
 def _first_problem(error: ValidationError, *, upper: bool = False) -> str:

@@ -15,7 +15,7 @@ from backend.jobs.queue import JobQueue
 from backend.processes import only_one
 from backend.settings import Settings
 from backend.store import backup
-from backend.store.schema import Database
+from backend.store.schema import Database, without_secrets
 from backend.store.transfer import transfer
 
 
@@ -61,8 +61,9 @@ def migrate_store(settings: Settings, source_url: str, target_url: str) -> None:
             _bar("moving") as report,
         ):
             transfer(source, target, report)
-    shown = target_address.render_as_string(hide_password=True)
-    _say(f"moved, and compared row by row: now set DATABASE_URL to {shown}")
+    _say(
+        f"moved, and compared row by row: now set DATABASE_URL to {without_secrets(target_address)}"
+    )
 
 
 def _address(url: str) -> sa.URL:

@@ -274,6 +274,12 @@ def _in_a_sentence() -> Iterator[None]:
         ) from error
 
 
+def without_secrets(url: sa.URL) -> str:
+    """Return a database's URL to be shown: passwords stand as ***, in its query too."""
+    secret = {key: "***" for key in url.query if "password" in key.lower()}
+    return url.update_query_dict(secret).render_as_string(hide_password=True)
+
+
 def _open(address: str | sa.URL) -> Engine:
     try:
         url = make_url(address)

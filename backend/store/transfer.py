@@ -23,7 +23,7 @@ from backend.store.backup import (
     counts,
     without_owner,
 )
-from backend.store.schema import Database, metadata
+from backend.store.schema import Database, metadata, without_secrets
 
 # In the database that is being filled, until it is: whose rows it gets, and how far they are.
 _transfer = sa.Table(
@@ -50,7 +50,7 @@ def transfer(source: Database, target: Database, report: Report) -> None:
         expected = counts(rows)
         if not any(expected[table.name] for table in WORTH_KEEPING):
             raise MigrationError("The source is empty, there is nothing to move: check --from")
-        _begin(target, _name_of(source))
+        _begin(target, without_secrets(source.engine.url))
         progress = _Progress(report, total=3 * sum(expected.values()))
         for table in metadata.sorted_tables:
             _copy(rows, target, table, progress)
@@ -72,10 +72,6 @@ class _Progress:
     def advance(self, count: int) -> None:
         self._done += count
         self._report(self._done, self._total)
-
-
-def _name_of(database: Database) -> str:
-    return database.engine.url.render_as_string(hide_password=True)
 
 
 def _begin(target: Database, source: str) -> None:

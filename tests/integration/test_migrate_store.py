@@ -111,6 +111,24 @@ def test_postgresql_moves_to_sqlite_too(
     assert rows(back, "requests") == rows(sqlite_url, "requests")
 
 
+def test_a_password_in_an_url_is_written_nowhere(
+    sqlite_url: str, postgresql_url: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    secret = f"{postgresql_url}{'&' if '?' in postgresql_url else '?'}password=planted"
+    back = f"sqlite:///{tmp_path / 'back.sqlite3'}"
+    settings = Settings.read(data_dir=tmp_path / "data", redis_url=NOWHERE)
+
+    migrate_store(settings, sqlite_url, secret)
+    interrupted(secret, back)
+    with pytest.raises(MigrationError, match="half filled") as refused:
+        migrate_store(settings, sqlite_url, back)
+
+    told = capfd.readouterr()
+    assert "now set DATABASE_URL to postgresql+psycopg://" in told.out
+    assert "planted" not in f"{told}{refused.value}"
+    assert "planted" not in (tmp_path / "back.sqlite3").read_bytes().decode("latin1")
+
+
 def test_one_that_is_killed_midway_goes_on_and_ends_exact(
     sqlite_url: str, postgresql_url: str, tmp_path: Path
 ) -> None:

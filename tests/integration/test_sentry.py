@@ -108,7 +108,7 @@ def test_every_setting_that_is_a_secret_is_known_as_one() -> None:
         webhook_secret="three-secret",
         sentry_dsn="http://four-secret@host/1",
         database_url="postgresql+psycopg://me:five@secret@host/name",
-        redis_url="rediss://:six-secret@host:6379/0",
+        redis_url="rediss://:six-secret@host:6379/0?sentinel_password=seven-secret&db=1",
     )
 
     assert {*settings.secrets} == {
@@ -118,4 +118,5 @@ def test_every_setting_that_is_a_secret_is_known_as_one() -> None:
         "http://four-secret@host/1",
         "five@secret",
         "six-secret",
+        "seven-secret",
     }
