@@ -41,10 +41,14 @@ def give_way() -> None:
 def only_one(folder: Path) -> Iterator[None]:
     """Keep every other `up` and `restore` with this DATA_DIR from running meanwhile.
 
-    Raises SettingsError where one runs.
+    Raises SettingsError where one runs, and where the folder cannot be written to.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "up.lock").open("w") as lock:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / "up.lock").open("w")
+    except OSError as error:
+        raise SettingsError(f"DATA_DIR={folder} cannot be used ({error.strerror})") from None
+    with file as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

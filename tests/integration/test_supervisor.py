@@ -195,6 +195,16 @@ def test_a_missing_setting_is_one_line(tmp_path: Path, missing: str) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_data_dir_that_is_no_folder_is_one_line(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+
+    outcome = run(environment(tmp_path, DATA_DIR=str(file)))
+
+    assert outcome.returncode == 78
+    assert outcome.stderr.splitlines() == [f"Error: DATA_DIR={file} cannot be used (File exists)"]
+
+
 def test_weights_that_are_not_there_stop_it_with_one_line(tmp_path: Path) -> None:
     outcome = run(environment(tmp_path, CLIP_PRETRAINED="/no/such/file.safetensors"))
 
