@@ -10,7 +10,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from backend.store.schema import Database, projects
+from backend.store.schema import Database, projects, tasks
+from backend.store.tasks import OUTDATED
 
 
 @dataclass(frozen=True)
@@ -107,8 +108,27 @@ class Projects:
         return bool(changes)
 
     def update(self, project_id: int, *, within: Connection | None = None, **values: Any) -> None:
-        """Set columns of a project, in a transaction of its own or one at hand (`within`)."""
+        """Set columns of a project, in a transaction of its own or one at hand (`within`).
+
+        Of a pinned version, which stays, another labeling config outdates the predictions: they may
+        be of other pictures, or for another tag.
+        """
         with self._database.write() if within is None else nullcontext(within) as connection:
+            if "label_config" in values:
+                outdates = sa.exists().where(
+                    projects.c.id == project_id,
+                    projects.c.pinned.is_not(None),
+                    projects.c.label_config != values["label_config"],
+                )
+                connection.execute(
+                    sa.update(tasks)
+                    .where(
+                        tasks.c.project_id == project_id,
+                        tasks.c.model_version.is_not(None),
+                        outdates,
+                    )
+                    .values(model_version=OUTDATED)
+                )
             connection.execute(
                 sa.update(projects).where(projects.c.id == project_id).values(**values)
             )

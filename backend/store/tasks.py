@@ -18,7 +18,7 @@ from backend.store.schema import Database, tasks
 CHUNK = 1000
 
 # Instead of a version: Label Studio holds, or is about to be given, our predictions of what the
-# task's data were before. No version's name is empty.
+# task's data, or the labeling config, were before. No version's name is empty.
 OUTDATED = ""
 
 # How a write is begun that somebody may only do as long as a claim is theirs.

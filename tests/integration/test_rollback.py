@@ -330,6 +330,38 @@ def test_a_pinned_version_that_no_longer_fits_is_let_go_of(
     assert_the_queue_follows(label_studio, latest)
 
 
+@pytest.mark.parametrize("told", [True, False], ids=["by a webhook", "unnoticed"])
+def test_what_a_pinned_version_predicted_follows_the_config(
+    services: Services, store: Store, label_studio: FakeLabelStudio, use: Use, told: bool
+) -> None:
+    first, _ = two_versions(store, label_studio)
+    for task in label_studio.tasks.values():
+        task["data"]["other"] = data_uri("blue")
+    settled(store, Kind.SYNC)
+    use("1")
+    do_all(store)
+
+    assert label_studio.project is not None
+    renamed = CONFIG.replace('me="image"', 'me="photo"').replace('="$image"', '="$other"')
+    label_studio.project["label_config"] = renamed.replace('toName="image"', 'toName="photo"')
+    if told:
+        store.set_up(PROJECT, compare_in=60, label_config=label_studio.project["label_config"])
+    settled(store, Kind.TRAIN, Kind.SYNC)
+
+    assert project_of(store).pinned == first.name
+    assert_the_queue_follows(label_studio, first)
+    results = [
+        item
+        for prediction in label_studio.predictions.values()
+        if prediction["task"] in open_ids(label_studio)
+        and prediction["model_version"] == first.name
+        for item in prediction["result"]
+    ]
+    assert {item["to_name"] for item in results} == {"photo"}
+    # All show the same picture now.
+    assert len({item["score"] for item in results}) == 1
+
+
 def test_a_version_that_does_not_fit_is_refused(
     services: Services, store: Store, label_studio: FakeLabelStudio, use: Use, queue: JobQueue
 ) -> None:
