@@ -32,9 +32,6 @@ def sync(services: Services, claim: Claim) -> None:
     config = parse_labeling_config(project.label_config)
     chunks = request_missing(services, project_id, config, store.tasks.all(project_id))
     store.requests.add(Request(project_id, Kind.REFRESH))
-    if any(control.options is not None for control in config.controls):
-        # New tasks may have new choices.
-        store.requests.add(Request(project_id, Kind.TRAIN))
     log.info("mirrored project=%d chunks_to_embed=%d", project_id, chunks)
 
 

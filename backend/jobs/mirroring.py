@@ -81,6 +81,7 @@ class _Mirroring:
         except LabelingConfigError:
             # Nothing is predicted for such a project.
             config = LabelingConfig((), ())
+        self._with_own_choices = any(control.options is not None for control in config.controls)
         self._facts = _facts(services, config)
 
     def taken(self, page: list[RemoteTask]) -> list[StoredTask]:
@@ -105,6 +106,9 @@ class _Mirroring:
     def end(self, newest: list[RemoteTask]) -> None:
         """Keep how far the mirror has come."""
         store, project_id = self._services.store, self._project_id
+        if self._with_own_choices:
+            # New tasks may have new choices, whatever has been trained meanwhile.
+            store.requests.add(Request(project_id, Kind.TRAIN))
         with self.transaction() as connection:
             store.projects.update(project_id, within=connection, mirrored=_mark(newest))
         now = store.projects.get(project_id)

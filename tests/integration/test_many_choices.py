@@ -138,6 +138,28 @@ def test_a_task_is_predicted_among_its_own_choices_and_new_ones_are_learnt(
     assert learnt.report["colour"]["labels"] == 2
 
 
+def test_new_choices_of_tasks_that_come_unnoticed_before_a_training_are_learnt(
+    set_up: Any, store: Store, label_studio: FakeLabelStudio
+) -> None:
+    set_up(BY_TASK)
+    warm = [{"value": "red"}, {"value": "orange"}]
+    ids = label_studio.add_tasks(data_uri("red"), data_uri("orange"), options=warm)  # type: ignore[arg-type]
+    do(store, Kind.SYNC)
+    do_all(store)
+    do(store, Kind.RECONCILE)
+
+    (new,) = label_studio.add_tasks(data_uri("green"), options=[{"value": "teal"}, *warm])  # type: ignore[arg-type]
+    label_studio.annotate(ids[0], "red")
+    do(store, Kind.TRAIN)
+    do(store, Kind.RECONCILE)
+    do_all(store)
+
+    learnt = store.versions.active(PROJECT)
+    assert learnt is not None
+    assert set(learnt.heads["colour"].values) == {"red", "orange", "teal"}
+    assert new in results(label_studio)
+
+
 @pytest.mark.parametrize("config", [TAXONOMY, BY_TASK], ids=["taxonomy", "choices of tasks"])
 def test_the_page_shows_paths_and_choices_that_come_with_tasks(
     set_up: Any, store: Store, label_studio: FakeLabelStudio, start_app: StartApp, config: str
