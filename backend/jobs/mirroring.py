@@ -39,7 +39,7 @@ def follow(services: Services, claim: Claim, project: Project, last_change: str 
     Returns False where Label Studio has not simply gone on since: it may be an older copy, which
     gives ids to other tasks.
     """
-    since, last_id = project.mirrored or _mark([])
+    since, last_id, *_ = project.mirrored or _mark([])
     if since == (last_change or ""):
         return True
     mirroring = _Mirroring(services, claim, project)
@@ -74,6 +74,7 @@ class _Mirroring:
         self._services = services
         self._project_id = project.id
         self._watermark = project.watermark
+        self._mirrored = project.mirrored
         self._outdated = False
         self.transaction = partial(services.store.requests.holding, claim)
         try:
@@ -109,9 +110,17 @@ class _Mirroring:
         if self._with_own_choices:
             # New tasks may have new choices, whatever has been trained meanwhile.
             store.requests.add(Request(project_id, Kind.TRAIN))
-        with self.transaction() as connection:
-            store.projects.update(project_id, within=connection, mirrored=_mark(newest))
         now = store.projects.get(project_id)
+        before = now.mirrored if now is not None else None
+        mark = _mark(newest)
+        if before is not None and before != self._mirrored:
+            # Another worker has mirrored meanwhile, and either may have written what the other knew
+            # better: what has changed since the earlier of both is looked at again.
+            mark = min(mark, before[:2])
+        # Counted, so that one that has come no further is seen too.
+        count = before[2] + 1 if before is not None and len(before) > 2 else 0
+        with self.transaction() as connection:
+            store.projects.update(project_id, within=connection, mirrored=[*mark, count])
         trainings = store.requests.waiting(project_id, (Kind.TRAIN,))
         if any(item.running for item in trainings) or (
             now is not None and now.watermark != self._watermark

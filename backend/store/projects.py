@@ -21,7 +21,7 @@ class Project:
     `model_version` is the active version, `pinned` the same one where trainings are not to replace
     it; `connection` what `connect` changed in Label Studio;
     `watermark` Label Studio's counters when the labels were last read; `mirrored` when the last of
-    the mirrored tasks changed, and its id; `surplus` how many
+    the mirrored tasks changed, its id, and how often they were mirrored before; `surplus` how many
     predictions more than one of a task the last sweep left, by version; `marked_at` when the last
     round began that marked all its pictures in use, `marking` how far the one at hand has come.
     """

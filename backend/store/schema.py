@@ -65,7 +65,7 @@ projects = sa.Table(
     sa.Column("webhook_at", sa.Float),
     # Label Studio's counters when the labels were last read.
     sa.Column("watermark", sa.JSON),
-    # When the last of the mirrored tasks changed, as Label Studio says, and its id.
+    # When the last of the mirrored tasks changed, as Label Studio says, its id, and a count.
     sa.Column("mirrored", sa.JSON),
     # Predictions, more than one of a task, that the last sweep left in Label Studio, by version.
     sa.Column("surplus", sa.JSON, nullable=False),

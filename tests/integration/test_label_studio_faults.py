@@ -566,6 +566,34 @@ def test_a_task_whose_data_change_while_its_prediction_is_added_is_predicted_ane
     assert given["result"] == expected.result
 
 
+def test_a_worker_that_mirrors_old_lists_beside_another_is_corrected(
+    services: Services, store: Store, label_studio: FakeLabelStudio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = settled(store, label_studio)
+    client = services.label_studio
+    old = list(client.tasks(PROJECT)), list(client.latest_tasks(PROJECT))
+    label_studio.change(ids[3], image=data_uri("teal"))
+    real = type(store.tasks).put
+
+    def put(*args: Any, **given: Any) -> None:
+        real(*args, **given)
+        with monkeypatch.context() as patched:
+            patched.setattr(type(store.tasks), "put", real)
+            # Another worker listed all tasks before that, and writes them after this one.
+            patched.setattr(LabelStudio, "tasks", lambda *_: iter(old[0]))
+            patched.setattr(LabelStudio, "latest_tasks", lambda *_, **_given: iter(old[1]))
+            store.requests.add(Request(PROJECT, Kind.SYNC))
+            perform(PROJECT, Kind.SYNC.value, 0)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(store.tasks), "put", put)
+        store.requests.add(Request(PROJECT, Kind.RECONCILE))
+        perform(PROJECT, Kind.RECONCILE.value, 0)
+    work(store)
+
+    assert_right(store, label_studio)
+
+
 def test_a_task_whose_other_data_change_keeps_its_prediction(
     services: Services, store: Store, label_studio: FakeLabelStudio
 ) -> None:
