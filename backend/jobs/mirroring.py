@@ -110,8 +110,8 @@ class _Mirroring:
         if self._with_own_choices:
             # New tasks may have new choices, whatever has been trained meanwhile.
             store.requests.add(Request(project_id, Kind.TRAIN))
-        now = store.projects.get(project_id)
-        before = now.mirrored if now is not None else None
+        project = store.projects.get(project_id)
+        before = project.mirrored if project is not None else None
         mark = _mark(newest)
         if before is not None and before != self._mirrored:
             # Another worker has mirrored meanwhile, and either may have written what the other knew
@@ -121,6 +121,8 @@ class _Mirroring:
         count = before[2] + 1 if before is not None and len(before) > 2 else 0
         with self.transaction() as connection:
             store.projects.update(project_id, within=connection, mirrored=[*mark, count])
+        # Read after that: a training may end at any time.
+        now = store.projects.get(project_id)
         trainings = store.requests.waiting(project_id, (Kind.TRAIN,))
         if any(item.running for item in trainings) or (
             now is not None and now.watermark != self._watermark
