@@ -12,13 +12,14 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from backend.errors import BackupError, MigrationError, QueueError
 from backend.jobs.queue import JobQueue
-from backend.processes import only_one
+from backend.processes import interrupted_by_sigterm, only_one
 from backend.settings import Settings
 from backend.store import backup
 from backend.store.schema import Database, without_secrets
 from backend.store.transfer import transfer
 
 
+@interrupted_by_sigterm()
 def back_up(settings: Settings, file: Path) -> None:
     """Write the database into a new file. Raises BackupError."""
     with _database(settings) as database, _bar("backing up") as report:
@@ -26,6 +27,7 @@ def back_up(settings: Settings, file: Path) -> None:
     _say(f"wrote {file}, {file.stat().st_size / 1e6:.1f} MB")
 
 
+@interrupted_by_sigterm()
 def restore(settings: Settings, file: Path, *, overwrite: bool) -> None:
     """Put a backup into the database.
 

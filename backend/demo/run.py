@@ -5,14 +5,11 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import httpx
@@ -26,7 +23,7 @@ from backend.demo.processes import ChildProcess, free_port
 from backend.demo.project import AnnotatedProject, create_project, label_config
 from backend.errors import ClipBackendError, LabelStudioError, SettingsError
 from backend.labelstudio.client import LabelStudio
-from backend.processes import end_with_parent
+from backend.processes import end_with_parent, interrupted_by_sigterm
 from backend.settings import Settings
 from backend.store import Store
 
@@ -70,7 +67,7 @@ def run_demo(*, label_studio: Path, folder: Path, auto: bool, pictures: int = PI
     console = Console()
     folder = folder.absolute()
     running = False
-    with _interrupted_by_sigterm():
+    with interrupted_by_sigterm():
         try:
             with ExitStack() as started:
                 demo = _Demo(label_studio, folder, console, started)
@@ -235,15 +232,3 @@ def _is_ready(url: str) -> bool:
     except httpx.HTTPError:
         return False
     return response.is_success and response.json()["encoder"] == "ready"
-
-
-@contextmanager
-def _interrupted_by_sigterm() -> Iterator[None]:
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

