@@ -78,7 +78,7 @@ def refresh(services: Services, claim: Claim) -> None:
 
 
 def _remove_outdated(services: Services, claim: Claim) -> None:
-    """Remove what was predicted of tasks whose data have changed since.
+    """Remove what was predicted of tasks whose data, or labeling config, have changed since.
 
     Noted after it is done, so that whoever dies in between is followed by one that does it again.
     """
