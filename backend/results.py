@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,9 @@ Probabilities = NDArray[np.float32]
 
 # Of a shortlist: more than people read at a glance.
 LIKELIEST = 5
+
+# Two machines, or two precisions, differ by less in a probability.
+_ALIKE = 0.01
 
 
 class Answers:
@@ -85,6 +89,27 @@ def chosen_by(control: Control, probabilities: Probabilities) -> list[int]:
     if control.multiple:
         return np.flatnonzero(probabilities >= 0.5).tolist()
     return [int(probabilities.argmax())]
+
+
+def is_alike(result: object, expected: Sequence[Mapping[str, Any]]) -> bool:
+    """Tell whether a result that Label Studio holds is the expected one, but for rounding.
+
+    A shortlist is not looked at: it says the same as the selection beside it.
+    """
+    if not isinstance(result, list):
+        return False
+    given = [item for item in result if isinstance(item, dict) and "score" in item]
+    wanted = [item for item in expected if "score" in item]
+    return len(given) == len(wanted) and all(map(_says_the_same, given, wanted))
+
+
+def _says_the_same(item: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    return (
+        all(item.get(key) == other[key] for key in ("from_name", "to_name", "type", "value"))
+        # What people's scripts store may be anything.
+        and isinstance(item["score"], int | float)
+        and abs(item["score"] - other["score"]) <= _ALIKE
+    )
 
 
 def _levels(paths: Sequence[tuple[str, ...]]) -> NDArray[np.int32]:

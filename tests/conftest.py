@@ -59,3 +59,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="Kill workers at every effect, not only at the first and last of each kind.",
     )
+    parser.addoption(
+        "--random-faults",
+        type=int,
+        default=12,
+        help="How many random orders of people's acts and faults are tried.",
+    )

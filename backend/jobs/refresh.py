@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from backend.errors import LabelStudioError
+from backend.jobs.checking import note_outdated
 from backend.jobs.mirroring import mirror
 from backend.jobs.services import Services
 from backend.jobs.sweep import is_wanted
@@ -103,8 +104,9 @@ def _push(services: Services, claim: Claim, version: Version, config: LabelingCo
     """Bring Label Studio to a version; False where it is no longer the active one."""
     store, project_id = services.store, version.project_id
     if store.tasks.pending(project_id, version.name):
-        _take_note(services, version)
-    pending = store.tasks.pending(project_id, version.name)
+        _take_note(services, version, config)
+    # Of those that have become outdated since they were looked for another refresh is asked.
+    pending = store.tasks.pending(project_id, version.name) - store.tasks.outdated(project_id)
     if not pending and store.findings.model_version(project_id, FindingKind.QUEUE) == version.name:
         return True
     queue = in_order(services.predictor, store.tasks, config, version)
@@ -192,7 +194,7 @@ def _note_head(services: Services, version: Version, config: LabelingConfig, que
     store.findings.keep(version.project_id, version.name, {FindingKind.QUEUE: queue_to_bytes(head)})
 
 
-def _take_note(services: Services, version: Version) -> None:
+def _take_note(services: Services, version: Version, config: LabelingConfig) -> None:
     # A worker that dies between an import and its note, an answer that is lost, and Label Studio's
     # own call of /predict leave predictions that must not be added a second time.
     store, client, project_id = services.store, services.label_studio, version.project_id
@@ -207,7 +209,9 @@ def _take_note(services: Services, version: Version) -> None:
             for task_id, predictions in page.items()
             if any(item.model_version == version.name for item in predictions)
         }
-        store.tasks.mark_predicted(project_id, carrying, version.name)
+        # Such as of an import that took so long that the data have changed meanwhile.
+        outdated = note_outdated(services, version, config, page)
+        store.tasks.mark_predicted(project_id, carrying - outdated, version.name)
 
 
 def _parts(count: int, *, is_slow: bool) -> Iterator[slice]:

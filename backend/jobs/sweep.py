@@ -1,8 +1,8 @@
 """Compare Label Studio's predictions with the mirror: remove what is superseded, note what is lost.
 
 A refresh only adds predictions. An import whose answer was lost, Label Studio's own call of
-/predict while a refresh runs, and people who delete predictions make the mirror wrong as well;
-here it is mended.
+/predict while a refresh runs, people who delete predictions, and an older copy of Label Studio make
+the mirror wrong as well; here it is mended.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from backend.jobs.checking import note_outdated
+from backend.jobs.mirroring import config_of
 from backend.jobs.services import Services
 from backend.labelstudio.client import RemotePrediction
 from backend.labelstudio.removal import remove_predictions
@@ -46,9 +48,10 @@ def sweep(services: Services, claim: Claim) -> None:
     """
     store, project_id = services.store, claim.request.project_id
     project = store.projects.get(project_id)
-    if project is None or not project.connected or project.model_version is None:
+    version = store.versions.active(project_id)
+    if project is None or not project.connected or version is None:
         return
-    active = project.model_version
+    active, config = version.name, config_of(project)
     # Read before the list: what is imported meanwhile must not look lost.
     recorded = store.tasks.predicted(project_id, active)
     is_open = store.tasks.states(project_id)
@@ -60,8 +63,11 @@ def sweep(services: Services, claim: Claim) -> None:
             # Another worker's refresh adds predictions that would look superseded.
             store.requests.add(claim.request)
             return
+        outdated = note_outdated(services, version, config, page)
         found = _Found()
         for task_id, predictions in page.items():
+            if task_id in outdated:
+                continue
             found.look_at(
                 task_id,
                 [item for item in predictions if is_ours(item.model_version)],
@@ -71,7 +77,7 @@ def sweep(services: Services, claim: Claim) -> None:
             )
         surplus.update(found.left)
         store.tasks.mark_predicted(project_id, found.carrying - recorded, active)
-        wrong = (recorded & page.keys()) - found.carrying
+        wrong = (recorded & page.keys()) - found.carrying - outdated
         store.tasks.mark_unpredicted(project_id, wrong)
         if any(is_open.get(task_id) for task_id in wrong):
             log.info("predictions to mend project=%d count=%d", project_id, len(wrong))

@@ -12,9 +12,8 @@ import logging
 import time
 from hashlib import sha256
 
-from backend.errors import LabelingConfigError
+from backend.jobs.mirroring import config_of
 from backend.jobs.services import Services
-from backend.labelstudio.config import LabelingConfig, parse_labeling_config
 from backend.store.projects import Project
 from backend.store.requests import SKEW, Claim, Kind, Request
 
@@ -75,7 +74,8 @@ def _mark(services: Services, claim: Claim, project: Project) -> bool:
         or marking["label_config"] != config_digest
     ):
         marking = {"began_at": time.time(), "after": -1, "label_config": config_digest}
-    config = _config(project)
+    # Of a project for which nothing is predicted no picture is in use.
+    config = config_of(project)
     for page in store.tasks.all(project.id, after=marking["after"]):
         store.usage.mark(
             services.predictor.embedder.sources(page, config), since=marking["began_at"]
@@ -88,14 +88,6 @@ def _mark(services: Services, claim: Claim, project: Project) -> bool:
     # does not say have changed.
     store.requests.add_all([Request(project.id, kind) for kind in (Kind.SYNC, Kind.SWEEP)])
     return True
-
-
-def _config(project: Project) -> LabelingConfig:
-    try:
-        return parse_labeling_config(project.label_config)
-    except LabelingConfigError:
-        # Nothing is predicted for such a project, so none of its pictures is in use.
-        return LabelingConfig((), ())
 
 
 def _should_make_way(services: Services, claim: Claim) -> bool:

@@ -54,7 +54,7 @@ class RemotePrediction:
 class RemoteTask:
     """A task as Label Studio lists it; `annotations` only where they were asked for.
 
-    `predictions` are those that an annotation was made from; `updated_at` sorts as text.
+    `predictions` are those that an annotation was made from; the moments sort as text.
     """
 
     id: int
@@ -63,6 +63,7 @@ class RemoteTask:
     annotation_count: int
     annotations: tuple[Mapping[str, object], ...] = ()
     predictions: tuple[RemotePrediction, ...] = ()
+    created_at: str = ""
     updated_at: str = ""
 
     @property
@@ -163,7 +164,7 @@ class LabelStudio:
                 "project": project_id,
                 "page_size": PAGE,
                 "fields": "task_only",
-                "include": "id,data,is_labeled,total_annotations",
+                "include": "id,data,is_labeled,total_annotations,created_at,updated_at",
             }
         )
 
@@ -177,7 +178,7 @@ class LabelStudio:
                 "project": project_id,
                 "page_size": page_size,
                 "fields": "task_only",
-                "include": "id,data,is_labeled,total_annotations,updated_at",
+                "include": "id,data,is_labeled,total_annotations,created_at,updated_at",
                 "query": json.dumps({"ordering": ["-tasks:updated_at"]}),
             }
         )
@@ -440,6 +441,7 @@ def _task(item: Mapping[str, Any]) -> RemoteTask:
             for each in item.get("predictions") or ()
             if each["id"] in origins
         ),
+        created_at=str(item.get("created_at") or ""),
         updated_at=str(item.get("updated_at") or ""),
     )
 

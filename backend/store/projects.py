@@ -20,10 +20,11 @@ class Project:
 
     `model_version` is the active version, `pinned` the same one where trainings are not to replace
     it; `connection` what `connect` changed in Label Studio;
-    `watermark` Label Studio's counters when the labels were last read; `mirrored` when the last of
-    the mirrored tasks changed, its id, and how often they were mirrored before; `surplus` how many
-    predictions more than one of a task the last sweep left, by version; `marked_at` when the last
-    round began that marked all its pictures in use, `marking` how far the one at hand has come.
+    `watermark` Label Studio's counters when the labels were last read; `mirrored` which tasks had
+    changed `latest` when all were mirrored, and the `count` of mirrorings before; `surplus` how
+    many predictions more than one of a task the last sweep left, by version; `marked_at` when the
+    last round began that marked all its pictures in use, `marking` how far the one at hand has
+    come.
     """
 
     id: int
@@ -36,7 +37,7 @@ class Project:
     webhook_digest: str | None = None
     webhook_at: float | None = None
     watermark: list[Any] | None = None
-    mirrored: list[Any] | None = None
+    mirrored: dict[str, Any] | None = None
     surplus: dict[str, int] = field(default_factory=dict)
     marked_at: float | None = None
     marking: dict[str, Any] | None = None

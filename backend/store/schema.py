@@ -19,7 +19,7 @@ from backend.errors import DatabaseError, SettingsError
 metadata = sa.MetaData()
 
 # What the tables below are; `migrations/versions/` has how to come to it.
-REVISION = "0005"
+REVISION = "0006"
 
 # The name of PostgreSQL's lock around an upgrade: "clip".
 _UPGRADE_LOCK = 0x636C6970
@@ -65,7 +65,7 @@ projects = sa.Table(
     sa.Column("webhook_at", sa.Float),
     # Label Studio's counters when the labels were last read.
     sa.Column("watermark", sa.JSON),
-    # When the last of the mirrored tasks changed, as Label Studio says, its id, and a count.
+    # When the last of the mirrored tasks were added and changed, as Label Studio says.
     sa.Column("mirrored", sa.JSON),
     # Predictions, more than one of a task, that the last sweep left in Label Studio, by version.
     sa.Column("surplus", sa.JSON, nullable=False),

@@ -206,6 +206,10 @@ class Tasks:
         """Return the tasks whose predictions are to be removed before they are predicted."""
         return self.predicted(project_id, OUTDATED)
 
+    def mark_outdated(self, project_id: int, ids: Collection[int]) -> None:
+        """Record that the predictions of tasks are to be removed before they are predicted."""
+        self._set_version(project_id, ids, OUTDATED)
+
     def mark_cleared(self, project_id: int, ids: Collection[int]) -> None:
         """Record that the predictions of tasks that were outdated are removed."""
         for chunk in _chunks(ids):

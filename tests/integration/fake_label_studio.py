@@ -95,6 +95,7 @@ class FakeLabelStudio:
             task_id = next(self._ids)
             self.tasks[task_id] = {"data": {"image": image, **fields}, "annotations": []}
             self._touch(task_id)
+            self.tasks[task_id]["created_at"] = self.tasks[task_id]["updated_at"]
             ids.append(task_id)
         return ids
 
@@ -132,12 +133,20 @@ class FakeLabelStudio:
                 del self.predictions[key]
 
     def predict(self, task_id: int, model_version: str) -> None:
-        """Store a prediction as Label Studio does with what `/predict` answers."""
+        """Store a prediction as Label Studio does with what `/predict` answers.
+
+        Of a version that has predicted the task before it says the same.
+        """
+        said = [
+            each["result"]
+            for each in self.predictions.values()
+            if (each["task"], each["model_version"]) == (task_id, model_version)
+        ]
         self.predictions[next(self._ids)] = {
             "task": task_id,
             "model_version": model_version,
             "score": 0.5,
-            "result": [],
+            "result": said[0] if said else [],
         }
         self._touch(task_id)
 
@@ -258,6 +267,7 @@ class FakeLabelStudio:
                 "data": task["data"],
                 "is_labeled": bool(_given(task)),
                 "total_annotations": len(_given(task)),
+                "created_at": task["created_at"],
                 "updated_at": task["updated_at"],
                 "annotations": task["annotations"],
                 "predictions": [

@@ -15,7 +15,7 @@ import pytest
 import sqlalchemy as sa
 import tenacity
 
-from backend.errors import DatabaseError
+from backend.errors import DatabaseError, LabelStudioUnreachableError
 from backend.jobs import refresh as refresh_module
 from backend.jobs import train as train_module
 from backend.jobs.services import Services, current_services
@@ -95,6 +95,26 @@ def assert_right(store: Store, label_studio: FakeLabelStudio) -> None:
     assert [(item.request.kind, item.error) for item in store.requests.waiting(PROJECT)] == [
         (Kind.RECONCILE, None)
     ]
+
+
+def assert_predicted_of_the_data(
+    services: Services, store: Store, label_studio: FakeLabelStudio
+) -> None:
+    """Check that the current predictions are what their version makes of the tasks as they are."""
+    version = store.versions.active(PROJECT)
+    assert version is not None
+    given = {
+        each["task"]: each["result"]
+        for each in label_studio.predictions.values()
+        if each["model_version"] == version.name
+    }
+    tasks = [Task(key, label_studio.tasks[key]["data"]) for key in sorted(given)]
+    for outcome in services.predictor.predict(tasks, parse_labeling_config(CONFIG), version):
+        assert isinstance(outcome, Prediction)
+        assert outcome.task_id is not None
+        (expected,), (found,) = outcome.result, given[outcome.task_id]
+        assert found["value"] == expected["value"]
+        assert found["score"] == pytest.approx(expected["score"], abs=2e-3)
 
 
 def shades(count: int, blue: int = 60) -> list[str]:
@@ -477,6 +497,34 @@ def test_a_label_studio_from_an_older_copy_is_followed_after_a_training_too(
     assert_right(store, label_studio)
 
 
+@pytest.mark.parametrize("changed_again", [0, 1, 3])
+def test_an_older_copy_is_known_also_after_people_have_gone_on_with_it(
+    services: Services,
+    store: Store,
+    label_studio: FakeLabelStudio,
+    changed_again: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(client_module, "PAGE", 3)
+    ids = settled(store, label_studio)
+    # The copy is kept before the next comparison: it holds a prediction of the data before.
+    label_studio.change(ids[1], image=data_uri("teal"))
+    copy = label_studio.snapshot()
+    work(store)
+    for changed in ids[2:6]:
+        label_studio.change(changed, image=data_uri((0, 255, changed)))
+        work(store)
+
+    label_studio.restore(copy)
+    for changed in reversed(ids[2:6][-changed_again:] if changed_again else []):
+        label_studio.change(changed, image=data_uri((255, 0, changed)))
+    label_studio.add_tasks(*shades(1, blue=200))
+    work(store)
+
+    assert_right(store, label_studio)
+    assert_predicted_of_the_data(services, store, label_studio)
+
+
 def test_of_a_task_that_takes_another_s_place_is_known(
     services: Services, store: Store, label_studio: FakeLabelStudio
 ) -> None:
@@ -523,17 +571,7 @@ def test_a_task_whose_data_change_is_predicted_anew(
 
     assert_right(store, label_studio)
     assert label_studio.predicted("another model") == {ids[3]: 1}
-    version = store.versions.active(PROJECT)
-    assert version is not None
-    tasks = [Task(each, label_studio.tasks[each]["data"]) for each in ids[1:7]]
-    config = parse_labeling_config(CONFIG)
-    expected = services.predictor.predict(tasks, config, version, fetch=False)
-    given = {each["task"]: each["result"] for each in label_studio.predictions.values()}
-    for prediction in expected:
-        assert isinstance(prediction, Prediction)
-        assert prediction.task_id is not None
-        if prediction.task_id != ids[3]:
-            assert given[prediction.task_id] == prediction.result
+    assert_predicted_of_the_data(services, store, label_studio)
 
 
 def test_a_task_whose_data_change_while_its_prediction_is_added_is_predicted_anew(
@@ -556,14 +594,44 @@ def test_a_task_whose_data_change_while_its_prediction_is_added_is_predicted_ane
     work(store)
 
     assert_right(store, label_studio)
-    version = store.versions.active(PROJECT)
-    assert version is not None
-    (expected,) = services.predictor.predict(
-        [Task(ids[3], label_studio.tasks[ids[3]]["data"])], parse_labeling_config(CONFIG), version
-    )
-    assert isinstance(expected, Prediction)
-    (given,) = [each for each in label_studio.predictions.values() if each["task"] == ids[3]]
-    assert given["result"] == expected.result
+    assert_predicted_of_the_data(services, store, label_studio)
+
+
+def test_an_import_that_comes_after_the_data_have_changed_is_not_taken_for_theirs(
+    services: Services, store: Store, label_studio: FakeLabelStudio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = settled(store, label_studio)
+    real = LabelStudio.import_predictions
+    late: list[Any] = []
+
+    def import_predictions(client: LabelStudio, project_id: int, predictions: Any) -> None:
+        if not late:
+            late.extend(predictions)
+            raise LabelStudioUnreachableError("the time limit is over")
+        real(client, project_id, predictions)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LabelStudio, "import_predictions", import_predictions)
+        label_studio.annotate(ids[2], "green")
+        store.requests.add(Request(PROJECT, Kind.TRAIN))
+        for kind in (Kind.TRAIN, Kind.REFRESH):
+            perform(PROJECT, kind.value, 0)
+    assert [item["task"] for item in late].count(ids[3]) == 1
+    label_studio.change(ids[3], image=data_uri("teal"))
+    counts = LabelStudio.prediction_counts
+
+    def prediction_counts(client: LabelStudio, project_id: int) -> dict[str, int]:
+        # Nothing of the old data was there when it was looked for.
+        if late and not store.tasks.outdated(PROJECT):
+            real(client, project_id, late)
+            late.clear()
+        return counts(client, project_id)
+
+    monkeypatch.setattr(LabelStudio, "prediction_counts", prediction_counts)
+    work(store)
+
+    assert_right(store, label_studio)
+    assert_predicted_of_the_data(services, store, label_studio)
 
 
 def test_a_worker_that_mirrors_old_lists_beside_another_is_corrected(
@@ -656,8 +724,10 @@ def test_as_many_predictions_lost_as_doubled_are_found_once_a_day(
     (lost,) = [key for key, each in label_studio.predictions.items() if each["task"] == ids[2]]
     del label_studio.predictions[lost]
     label_studio.predict(ids[3], version.name)
-    # Nor does Label Studio tell that this changed.
+    # Nor does Label Studio tell that these changed.
     label_studio.tasks[ids[4]]["data"] = {"image": data_uri("teal")}
+    of_task = {each["task"]: each for each in label_studio.predictions.values()}
+    of_task[ids[5]]["result"] = of_task[ids[1]]["result"]
 
     store.requests.add(Request(NO_PROJECT, Kind.TIDY))
     perform(NO_PROJECT, Kind.TIDY.value, 0)
@@ -666,6 +736,7 @@ def test_as_many_predictions_lost_as_doubled_are_found_once_a_day(
     work(store)
 
     assert_right(store, label_studio)
+    assert_predicted_of_the_data(services, store, label_studio)
 
 
 # Workers that are frozen, and go on

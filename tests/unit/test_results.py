@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from backend.labelstudio.choices import Choice
 from backend.labelstudio.config import Control, Shortlist
-from backend.results import Answers
+from backend.results import Answers, is_alike
 
 
 def path(*steps: str, is_leaf: bool = True) -> Choice:
@@ -100,3 +101,36 @@ def test_a_shortlist_is_shown_where_nothing_is_selected() -> None:
     control = replace(FLAT, multiple=True, shortlist=Shortlist("top", "img"))
     (shown,) = results(control, np.array([0.2, 0.1, 0.001], dtype=np.float32))
     assert shown["value"] == {"text": ["A – 20%", "B – 10%", "C – under 1%"]}
+
+
+def test_what_another_machine_makes_of_the_same_picture_is_alike() -> None:
+    control = replace(FLAT, shortlist=Shortlist("likely", "img"))
+    expected = results(control, np.array([0.2, 0.7, 0.1], dtype=np.float32))
+
+    # As Label Studio gives it back.
+    given = json.loads(json.dumps(results(control, np.array([0.196, 0.695, 0.1], np.float32))))
+
+    assert is_alike([{"id": "a1", **item} for item in given], expected)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        None,
+        {},
+        [],
+        ["B"],
+        results(FLAT, np.array([0.7, 0.2, 0.1], dtype=np.float32)),
+        results(FLAT, np.array([0.2, 0.6, 0.1], dtype=np.float32)),
+        results(replace(FLAT, name="sort"), np.array([0.2, 0.7, 0.1], dtype=np.float32)),
+        2 * results(FLAT, np.array([0.2, 0.7, 0.1], dtype=np.float32)),
+        [{**results(FLAT, np.array([0.2, 0.7, 0.1], np.float32))[0], "score": "high"}],
+        [{"score": 0.7}],
+    ],
+)
+def test_what_says_another_thing_is_not_alike(given: object) -> None:
+    assert not is_alike(given, results(FLAT, np.array([0.2, 0.7, 0.1], dtype=np.float32)))
+
+
+def test_two_selections_of_nothing_are_alike() -> None:
+    assert is_alike([], results(replace(FLAT, multiple=True), np.zeros(3, dtype=np.float32)))
