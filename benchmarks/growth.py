@@ -29,7 +29,7 @@ from backend.embedding import Embedder
 from backend.jobs.refresh import refresh
 from backend.jobs.services import Services
 from backend.jobs.sweep import sweep
-from backend.labelstudio.client import LabelStudio
+from backend.labelstudio.client import LabelStudio, RemotePrediction
 from backend.labelstudio.decoding import ImageLimits
 from backend.labelstudio.images import ImageFetcher
 from backend.learning.head import Head
@@ -77,15 +77,19 @@ def main() -> None:
 
 
 class Anything:
-    """Takes what Label Studio would, and keeps nothing but counts."""
+    """Takes what Label Studio would, and keeps of it as little as can be given back."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._versions: dict[str, int] = {}
+        self._kept: dict[int, tuple[str, float]] = {}
 
     def import_predictions(self, project_id: int, predictions: Sequence[dict[str, Any]]) -> None:
         name = str(predictions[0]["model_version"])
         self._versions[name] = self._versions.get(name, 0) + len(predictions)
+        for prediction in predictions:
+            (result,) = prediction["result"]
+            self._kept[prediction["task"]] = result["value"]["choices"][0], result["score"]
 
     def project(self, project_id: int) -> SimpleNamespace:
         return SimpleNamespace(model_version=None)
@@ -100,13 +104,21 @@ class Anything:
         (name,) = self._versions
         for page in self._store.tasks.all(project_id):
             yield {
-                task.id: [
-                    SimpleNamespace(
-                        id=task.id, task=task.id, model_version=name, result=[], score=0
-                    )
-                ]
+                task.id: [RemotePrediction(task.id, task.id, name, self._result(task.id), score=0)]
                 for task in page
             }
+
+    def _result(self, task_id: int) -> list[dict[str, object]]:
+        choice, score = self._kept[task_id]
+        return [
+            {
+                "from_name": "label",
+                "to_name": "image",
+                "type": "choices",
+                "value": {"choices": [choice]},
+                "score": score,
+            }
+        ]
 
 
 def measure(folder: Path) -> dict[str, float]:
