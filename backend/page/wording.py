@@ -12,12 +12,15 @@ _UNSEEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 
 
 def shown(text: object) -> str:
-    """Return a name from outside as it may stand in a line: short, and nothing unseen in it."""
-    clean = "".join(
-        " " if unicodedata.category(sign) in _UNSEEN else sign
-        for sign in str(text)[: _LONGEST_NAME + 1]
-    )
-    return clean if len(clean) <= _LONGEST_NAME else f"{clean[: _LONGEST_NAME - 1]}…"
+    """Return a name from outside as it may stand in a line: short, and nothing unseen in it.
+
+    A long one keeps its end: of a path that is the choice itself.
+    """
+    name = str(text)
+    if len(name) > _LONGEST_NAME:
+        front = _LONGEST_NAME // 2 - 1
+        name = f"{name[:front]}…{name[front + 1 - _LONGEST_NAME :]}"
+    return "".join(" " if unicodedata.category(sign) in _UNSEEN else sign for sign in name)
 
 
 def as_utc(unix_time: float) -> str:

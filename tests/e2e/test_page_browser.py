@@ -166,6 +166,35 @@ def test_the_page_is_accessible_and_asks_nobody_else(
         save_screenshot(page, folder / f"page-{width}-{scheme}.png", full_page=True)
 
 
+def test_of_a_long_path_in_a_chart_the_choice_itself_is_seen(open_page: OpenPage) -> None:
+    page = open_page()
+
+    labels = page.evaluate(
+        """names => {
+            const chart = document.querySelector("#panel-class_balance [data-chart]");
+            const [axis] = echarts.getInstanceByDom(chart).getOption().yAxis;
+            return names.map(axis.axisLabel.formatter);
+        }""",
+        ["cup", "Clothes and shoes / For the rain / Jackets", "m" * 80],
+    )
+
+    assert labels[0] == "cup"
+    assert re.fullmatch(r"Cl.*….* / Jackets", labels[1])
+    assert re.fullmatch("m+…m+", labels[2])
+    assert len(labels[2]) < 20
+
+
+def test_what_a_version_is_marked_with_stays_in_one_line(open_page: OpenPage) -> None:
+    page = open_page()
+
+    # Only a version that others can be used instead of has a column as wide as a button.
+    page.locator("#panel-versions button").evaluate_all("all => all.forEach(one => one.remove())")
+    page.locator("#panel-versions table").evaluate("table => { table.style.width = 0 }")
+
+    mark = page.locator("#panel-versions .mark")
+    assert mark.evaluate("mark => mark.getClientRects().length") == 1
+
+
 def test_hostile_names_are_shown_as_names(open_page: OpenPage, heard: Heard) -> None:
     page = open_page()
 

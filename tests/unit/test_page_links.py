@@ -77,7 +77,8 @@ def test_nothing_else_is_an_address(source: str) -> None:
     [
         ("a cup", "a cup"),
         ("x" * 80, "x" * 80),
-        ("x" * 5000, "x" * 79 + "…"),
+        ("x" * 5000, "x" * 39 + "…" + "x" * 40),
+        (f"{'x' * 5000} / leaf", "x" * 39 + "…" + "x" * 33 + " / leaf"),
         ("a\u202egnp", "a gnp"),
         ("a\0\n\u2028b", "a   b"),
         ("\ud800", " "),

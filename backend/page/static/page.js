@@ -74,6 +74,20 @@ function isAddress(text) {
   return typeof text === "string" && /^(https?:\/\/|\/(?!\/))/.test(text);
 }
 
+const pen = document.createElement("canvas").getContext("2d");
+
+/* A name as wide as fits: of a path its end is the choice itself, so it loses what is in between. */
+function shortened(name, width) {
+  pen.font = "12px system-ui, sans-serif";
+  const signs = [...name];
+  let text = name;
+  for (let kept = signs.length - 1; kept > 2 && pen.measureText(text).width > width; kept--) {
+    const front = Math.floor(kept / 3);
+    text = `${signs.slice(0, front).join("")}…${signs.slice(front - kept).join("")}`;
+  }
+  return text;
+}
+
 async function draw(element) {
   const { source } = element.dataset;
   const option = source ? await fetched(source) : JSON.parse(element.nextElementSibling.textContent);
@@ -88,6 +102,9 @@ async function draw(element) {
   option.aria = { enabled: true, label: { enabled: false }, decal: { show: option.series.length > 1 } };
   if (option.tooltip) {
     Object.assign(option.tooltip, { confine: true, renderMode: "html", formatter: (items) => tip(items, option) });
+  }
+  for (const { axisLabel } of [option.xAxis, option.yAxis].filter((axis) => axis?.axisLabel?.width)) {
+    axisLabel.formatter = (name) => shortened(name, axisLabel.width);
   }
   for (const series of option.series) {
     if (series.label) {
