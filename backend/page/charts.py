@@ -48,7 +48,7 @@ def bars(label: str, of_what: str, counts: dict[str, int], unit: str) -> Chart:
     at_once = min(len(drawn), _BARS_AT_ONCE)
     option: dict[str, Any] = {
         "grid": {
-            "left": 8,
+            "left": 18,
             "right": 48 if len(drawn) <= at_once else 72,
             "top": 8,
             "bottom": 40,

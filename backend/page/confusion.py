@@ -132,7 +132,7 @@ def _heat_map(number: int, control: str, pairs: list[ConfusedPair], confusion: C
         "splitLine": {"show": True},
     }
     option = {
-        "grid": {"left": 8, "right": 16, "top": 32, "bottom": 90, "containLabel": True},
+        "grid": {"left": 18, "right": 16, "top": 32, "bottom": 90, "containLabel": True},
         "tooltip": {"trigger": "item"},
         "xAxis": axis
         | {

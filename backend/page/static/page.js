@@ -104,7 +104,8 @@ async function draw(element) {
     Object.assign(option.tooltip, { confine: true, renderMode: "html", formatter: (items) => tip(items, option) });
   }
   for (const { axisLabel } of [option.xAxis, option.yAxis].filter((axis) => axis?.axisLabel?.width)) {
-    axisLabel.formatter = (name) => shortened(name, axisLabel.width);
+    // ECharts adds up the widths of single signs, and would cut what is only just narrow enough.
+    axisLabel.formatter = (name) => shortened(name, 0.95 * axisLabel.width);
   }
   for (const series of option.series) {
     if (series.label) {
