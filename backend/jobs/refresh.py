@@ -82,12 +82,15 @@ def _remove_outdated(services: Services, claim: Claim) -> None:
     """Remove what was predicted of tasks whose data, or labeling config, have changed since.
 
     Noted after it is done, so that whoever dies in between is followed by one that does it again.
+    Leaves the rest to the next refresh where other work is more urgent.
     """
     store, project_id = services.store, claim.request.project_id
     outdated = sorted(store.tasks.outdated(project_id))
     for start in range(0, len(outdated), LISTED):
         some = outdated[start : start + LISTED]
         store.requests.check(claim)
+        if start and _should_make_way(services, claim):
+            return
         for present in services.label_studio.predictions(project_id, some):
             ours = {
                 item.id

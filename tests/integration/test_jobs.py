@@ -1011,6 +1011,35 @@ def test_sweeping_makes_way_for_what_is_more_urgent_and_goes_on_afterwards(
     assert label_studio.predicted() == label_studio.predicted(version.name) == {ids[0]: 1}
 
 
+def test_a_worker_that_is_stopped_leaves_outdated_predictions_to_the_next_one(
+    services: Services,
+    store: Store,
+    label_studio: FakeLabelStudio,
+    monkeypatch: pytest.MonkeyPatch,
+    nothing_shown: None,
+) -> None:
+    monkeypatch.setattr(refresh_module, "LISTED", 2)
+    monkeypatch.setattr(refresh_module, "FIRST", 1)
+    ids = label_studio.add_tasks(*shades(6))
+    version = predicted_and_settled(store)
+    for task_id, shade in zip(ids, reversed(shades(6)), strict=True):
+        label_studio.change(task_id, image=shade)
+    do(store, Kind.RECONCILE)
+    outdated = dict(label_studio.predictions)
+    services.stopping.set()
+
+    do(store, Kind.REFRESH)
+    left = outdated.keys() & label_studio.predictions.keys()
+    wanted = waiting(store)
+    services.stopping.clear()
+    do_all(store)
+
+    assert len(left) == 4
+    assert Kind.REFRESH in wanted
+    assert label_studio.predicted(version.name) == dict.fromkeys(ids, 1)
+    assert not outdated.keys() & label_studio.predictions.keys()
+
+
 def test_a_version_that_another_worker_pushes_during_a_sweep_keeps_its_predictions(
     services: Services, store: Store, label_studio: FakeLabelStudio, nothing_shown: None
 ) -> None:
