@@ -59,8 +59,8 @@ def sweep(services: Services, claim: Claim) -> None:
     surplus: Counter[str] = Counter()
     removed = 0
     for page in services.label_studio.predictions(project_id):
-        if _is_superseded(services, active, project_id):
-            # Another worker's refresh adds predictions that would look superseded.
+        # Another worker's refresh of a newer version adds predictions that would look superseded.
+        if services.stopping.is_set() or _is_superseded(services, active, project_id):
             store.requests.add(claim.request)
             return
         outdated = note_outdated(services, version, config, page)

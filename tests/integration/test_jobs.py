@@ -19,6 +19,7 @@ from backend.jobs import worker as worker_module
 from backend.jobs.queue import JobQueue
 from backend.jobs.services import Services, current_services
 from backend.jobs.worker import perform
+from backend.labelstudio import client as client_module
 from backend.labelstudio import removal
 from backend.labelstudio.client import LabelStudio
 from backend.labelstudio.config import parse_labeling_config
@@ -1038,6 +1039,24 @@ def test_a_worker_that_is_stopped_leaves_outdated_predictions_to_the_next_one(
     assert Kind.REFRESH in wanted
     assert label_studio.predicted(version.name) == dict.fromkeys(ids, 1)
     assert not outdated.keys() & label_studio.predictions.keys()
+
+
+def test_a_worker_that_is_stopped_lists_no_further_predictions(
+    services: Services, store: Store, label_studio: FakeLabelStudio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_module, "PAGE", 1)
+    label_studio.add_tasks(*shades(3))
+    predicted_and_settled(store)
+    label_studio.requests.clear()
+
+    def stop(method: str, path: str) -> None:
+        services.stopping.set()
+
+    label_studio.before = stop
+    do(store, Kind.SWEEP)
+
+    assert label_studio.requests == [("GET", "/api/tasks")]
+    assert Kind.SWEEP in waiting(store)
 
 
 def test_a_version_that_another_worker_pushes_during_a_sweep_keeps_its_predictions(
