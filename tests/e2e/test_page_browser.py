@@ -237,6 +237,7 @@ def test_each_button_can_be_pressed_twice(
         expect(page.locator("#said")).not_to_be_empty()
         page.get_by_role("button", name=name).click()
     expect(page.locator("#panel-jobs")).to_contain_text("training: 1 waiting")
+    expect(page.locator("#panel-jobs")).to_contain_text("listing tasks: 1 waiting")
     assert sorted(served.wanted()) == sorted([Kind.TRAIN, Kind.SYNC, Kind.EMBED, Kind.MAP])
 
     page.get_by_role("button", name="Use this one").dblclick()
