@@ -16,8 +16,8 @@ Probabilities = NDArray[np.float32]
 # Of a shortlist: more than people read at a glance.
 LIKELIEST = 5
 
-# Two machines, or two precisions, differ by less in a probability.
-_ALIKE = 0.01
+# Of the same vectors two machines make probabilities that differ by less.
+_ALIKE = 0.001
 
 
 class Answers:
@@ -94,7 +94,7 @@ def chosen_by(control: Control, probabilities: Probabilities) -> list[int]:
 def is_alike(result: object, expected: Sequence[Mapping[str, Any]]) -> bool:
     """Tell whether a result that Label Studio holds is the expected one, but for rounding.
 
-    A shortlist is not looked at: it says the same as the selection beside it.
+    A shortlist is not looked at: its order is that of probabilities which may be all but equal.
     """
     if not isinstance(result, list):
         return False

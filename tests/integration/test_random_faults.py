@@ -12,7 +12,6 @@ from types import SimpleNamespace
 
 import httpx
 import pytest
-import sqlalchemy as sa
 import tenacity
 from sqlalchemy.engine.default import DefaultDialect
 
@@ -21,13 +20,14 @@ from backend.jobs.services import Services
 from backend.jobs.worker import perform
 from backend.labelstudio import client as client_module
 from backend.store import Store
-from backend.store.requests import NO_PROJECT, Kind, Request
-from backend.store.schema import requests
+from backend.store.requests import Kind, Request
 from tests.integration.fake_label_studio import PROJECT, FakeLabelStudio
 from tests.integration.test_label_studio_faults import (
     assert_predicted_of_the_data,
     assert_right,
     bring_forward,
+    end_leases,
+    let_a_day_pass,
     shades,
     work,
 )
@@ -38,7 +38,10 @@ STEPS = 40
 
 
 class KilledError(BaseException):
-    """Ends a worker where it is, as SIGKILL does: nothing that it would have done is done."""
+    """Ends a worker where it is, but for what it does on its way out.
+
+    `test_kill_points.py` leaves it no way out.
+    """
 
 
 class World:
@@ -154,12 +157,7 @@ class World:
         if self._random.random() < 0.5:
             self._store.requests.add(Request(PROJECT, Kind.RECONCILE))
         bring_forward(self._store)
-        end_leases(self._store)
-
-
-def end_leases(store: Store) -> None:
-    with store.database.write() as connection:
-        connection.execute(sa.update(requests).values(lease_until=0.0))
+        end_leases(self._store, *Kind)
 
 
 def have_accidents(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,15 +185,6 @@ def have_accidents(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(httpx.HTTPTransport, "handle_request", handle_request)
 
 
-def let_a_day_pass(store: Store) -> None:
-    store.requests.add(Request(NO_PROJECT, Kind.TIDY))
-    with store.database.write() as connection:
-        connection.execute(sa.text("UPDATE projects SET marked_at = NULL"))
-    perform(NO_PROJECT, Kind.TIDY.value, 0)
-    # Tomorrow's.
-    store.requests.forget(NO_PROJECT)
-
-
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize("seed", range(metafunc.config.getoption("--random-faults")))
 
@@ -220,7 +209,7 @@ def test_whatever_comes_in_whatever_order_all_is_right_in_the_end(
         for _ in range(STEPS):
             world.step()
 
-    end_leases(store)
+    end_leases(store, *Kind)
     if not any(not task["annotations"] for task in label_studio.tasks.values()):
         label_studio.add_tasks(shades(1)[0])
     work(store)
@@ -230,4 +219,5 @@ def test_whatever_comes_in_whatever_order_all_is_right_in_the_end(
     work(store)
 
     assert_right(store, label_studio)
-    assert_predicted_of_the_data(services, store, label_studio)
+    # A prediction of other data that says the same is left where it is.
+    assert_predicted_of_the_data(services, store, label_studio, within=1e-3)

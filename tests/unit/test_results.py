@@ -108,7 +108,7 @@ def test_what_another_machine_makes_of_the_same_picture_is_alike() -> None:
     expected = results(control, np.array([0.2, 0.7, 0.1], dtype=np.float32))
 
     # As Label Studio gives it back.
-    given = json.loads(json.dumps(results(control, np.array([0.196, 0.695, 0.1], np.float32))))
+    given = json.loads(json.dumps(results(control, np.array([0.2004, 0.6996, 0.1], np.float32))))
 
     assert is_alike([{"id": "a1", **item} for item in given], expected)
 
@@ -121,7 +121,7 @@ def test_what_another_machine_makes_of_the_same_picture_is_alike() -> None:
         [],
         ["B"],
         results(FLAT, np.array([0.7, 0.2, 0.1], dtype=np.float32)),
-        results(FLAT, np.array([0.2, 0.6, 0.1], dtype=np.float32)),
+        results(FLAT, np.array([0.2, 0.698, 0.1], dtype=np.float32)),
         results(replace(FLAT, name="sort"), np.array([0.2, 0.7, 0.1], dtype=np.float32)),
         2 * results(FLAT, np.array([0.2, 0.7, 0.1], dtype=np.float32)),
         [{**results(FLAT, np.array([0.2, 0.7, 0.1], np.float32))[0], "score": "high"}],
