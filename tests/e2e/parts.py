@@ -44,10 +44,13 @@ Found = TypeVar("Found")
 
 
 def wait_for(
-    condition: Callable[[], Found | None], what: str, state: Callable[[], object] = str
+    condition: Callable[[], Found | None],
+    what: str,
+    state: Callable[[], object] = str,
+    patience: float = PATIENCE,
 ) -> Found:
     """Return the first true answer of `condition`; fail with the state where none comes."""
-    until = time.monotonic() + PATIENCE
+    until = time.monotonic() + patience
     while not (found := condition()):
         if time.monotonic() > until:
             pytest.fail(f"never came true: {what}; at the end: {state()}")
