@@ -7,8 +7,8 @@ LABEL_STUDIO := .venv-label-studio
 LABEL_STUDIO_ML := .label-studio-ml
 # Passed to pip as they are, such as PIP_ARGS="--index-url ..." to choose a build of torch.
 PIP_ARGS ?=
-BENCHMARKS := start webhook_latency page scoring training store growth workers load predict \
-	reordering clusters
+BENCHMARKS := start webhook_latency page scoring training waiting store growth workers load \
+	predict reordering clusters
 DEMO_ARGS := $(if $(AUTO),--auto)
 
 .PHONY: help install demo test test-unit lint docs screenshots fuzz format bench \

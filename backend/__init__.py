@@ -1,5 +1,6 @@
 """A Label Studio backend that learns while people annotate images."""
 
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -8,6 +9,11 @@ if TYPE_CHECKING:
 __all__ = ["CLIPImageClassifier", "__version__"]
 
 __version__ = "0.1.0"
+
+# Before torch and scikit-learn are loaded, which read it then. By OpenMP's default, threads wait
+# for each other in busy loops: beside a Label Studio on the same cores, trainings take five times
+# as long.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def __getattr__(name: str) -> object:
