@@ -19,9 +19,6 @@ import httpx
 import numpy as np
 from PIL import Image
 
-# Before torch is loaded, which waits as this says.
-import backend as _backend  # noqa: F401
-
 MODEL = "ViT-B-32"
 
 LABELS = 40
