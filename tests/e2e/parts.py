@@ -47,13 +47,19 @@ def wait_for(
     condition: Callable[[], Found | None],
     what: str,
     state: Callable[[], object] = str,
-    patience: float = PATIENCE,
+    left: Callable[[], int] = lambda: 0,
 ) -> Found:
-    """Return the first true answer of `condition`; fail with the state where none comes."""
-    until = time.monotonic() + patience
+    """Return the first true answer of `condition`; fail with the state where none comes.
+
+    Patience begins anew where less is `left` to do than when it began.
+    """
+    until, before = time.monotonic() + PATIENCE, left()
     while not (found := condition()):
         if time.monotonic() > until:
-            pytest.fail(f"never came true: {what}; at the end: {state()}")
+            now = left()
+            if now >= before:
+                pytest.fail(f"never came true: {what}; at the end: {state()}")
+            until, before = time.monotonic() + PATIENCE, now
         time.sleep(0.1)
     return found
 
