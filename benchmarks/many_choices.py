@@ -67,8 +67,7 @@ def main() -> None:
 
 def score(choices: int, pictures: int) -> tuple[float, float]:
     """Return the seconds of scoring, and of the product alone."""
-    training.CLASSES = choices
-    vectors, _, head = training.labelled(pictures)
+    vectors, _, head = training.labelled(pictures, choices)
     pool = Pool(vectors, head, vectors[:0], [""] * pictures)
     taken = parts.in_turns(
         {
@@ -82,8 +81,7 @@ def score(choices: int, pictures: int) -> tuple[float, float]:
 
 def learn(choices: int, labels: int) -> tuple[float, float]:
     """Return the seconds of our training, and of one fit of scikit-learn."""
-    training.CLASSES = choices
-    vectors, targets, prior = training.labelled(labels + 2000)
+    vectors, targets, prior = training.labelled(labels + 2000, choices)
     seen, seen_targets, pool = vectors[:labels], targets[:labels], vectors[labels:]
     ours = parts.seconds(lambda: train(seen, seen_targets, prior, pool=pool))
     regression = LogisticRegression(C=STRENGTH, max_iter=1000, tol=training.TOLERANCE)
