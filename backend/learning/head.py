@@ -35,9 +35,10 @@ _STRATA = 5
 
 @dataclass(frozen=True)
 class _Precision:
-    """What L-BFGS computes in, and where it stops."""
+    """What L-BFGS computes in, how many steps it remembers, and where it stops."""
 
     dtype: torch.dtype
+    remembered: int
     gtol: float
     ftol: float
 
@@ -51,13 +52,13 @@ _FEW_A_CHOICE = 10
 
 # For the head that is published, and for one of very many that are compared (a hundred times looser
 # moves no out-of-fold loss by a hundredth).
-_PRECISE = _Precision(torch.float64, gtol=1e-6, ftol=1e-12)
-_ROUGH = _Precision(torch.float32, gtol=1e-4, ftol=1e-6)
+_PRECISE = _Precision(torch.float64, 20, gtol=1e-6, ftol=1e-12)
+_ROUGH = _Precision(torch.float32, 5, gtol=1e-4, ftol=1e-6)
 
 # Logits, from which on they are kept in half the memory, and the published head is fitted in half
 # the time. With thousands of choices what rounding moves is far below what labels leave open.
 _MANY_LOGITS = 5_000_000
-_PRECISE_OF_MANY = _Precision(torch.float32, gtol=1e-5, ftol=1e-7)
+_PRECISE_OF_MANY = _Precision(torch.float32, 5, gtol=1e-5, ftol=1e-7)
 
 
 @dataclass(frozen=True)
@@ -367,32 +368,42 @@ class LabelledSet:
         constant = _BIAS_FEATURE * ((count - 1) / (count - 1 + classes)) ** 0.5
         features = functional.pad(x - centre, (0, 1), value=constant)
 
-        change = features.new_zeros(len(sizes), features.shape[1])
         few = 1.0 if multiple else min(1.0, count / len(sizes) / _FEW_A_CHOICE)
         spread = _Spread(features, _CURVATURE * few**4 * self._scale**2)
+        along_axes = self._scale * (features @ spread.axes)
+        change = features.new_zeros(len(sizes), features.shape[1])
         for pull in pulls:
+            if count == len(self):
+                change = self._found.get((trust, pull), change).to(dtype)
+            lengths = spread.lengths(pull)
+            stretched = along_axes * lengths
+            # Of the steps, what the biases are, which count relative to their mean.
+            of_bias = spread.axes[-1] * lengths
 
-            def objective(change: Tensor, pull: float = pull) -> tuple[Tensor, Tensor]:
-                logits = torch.addmm(prior_logits, features, change.T, alpha=self._scale)
+            def objective(
+                steps: Tensor,
+                stretched: Tensor = stretched,
+                of_bias: Tensor = of_bias,
+                penalty: Tensor = pull * lengths**2,
+            ) -> tuple[Tensor, Tensor]:
+                logits = torch.addmm(prior_logits, stretched, steps.T)
                 if multiple:
                     losses = balance * (functional.softplus(logits) - y * logits)
                     residuals = balance * (logits.sigmoid() - y)
                 else:
-                    # Biases count relative to their mean.
-                    logits -= self._scale * constant * change[:, -1].mean()
+                    logits -= self._scale * constant * (steps.mean(dim=0) @ of_bias)
                     partition = logits.logsumexp(dim=1, keepdim=True).logaddexp(rivals)
                     losses = balance * (partition - logits.gather(1, y))
                     residuals = logits.sub_(partition).exp_().scatter_add_(1, y, -ones)
                     residuals *= balance
-                gradient = self._scale * (residuals.T @ features)
+                gradient = residuals.T @ stretched
                 if not multiple:
-                    gradient[:, -1] -= gradient[:, -1].mean()
-                loss = losses.sum() + pull / 2 * change.square().sum()
-                return loss / count, gradient.add_(change, alpha=pull) / count
+                    gradient -= self._scale * constant * residuals.sum() / len(sizes) * of_bias
+                loss = losses.sum() + (penalty * steps.square()).sum() / 2
+                return loss / count, gradient.addcmul_(penalty, steps) / count
 
-            if count == len(self):
-                change = self._found.get((trust, pull), change).to(dtype)
-            change = _minimise(objective, change, precision, spread.axes, spread.lengths(pull))
+            steps = _minimise(objective, change @ spread.axes / lengths, precision)
+            change = steps * lengths @ spread.axes.T
             if count == len(self):
                 self._found[trust, pull] = change
             weights, of_constant = self._scale * change[:, :-1], self._scale * change[:, -1]
@@ -458,24 +469,26 @@ def _principal_axes(moments: Tensor) -> tuple[Tensor, Tensor]:
     return values, axes
 
 
-def _minimise(
-    objective: _Objective, start: Tensor, precision: _Precision, axes: Tensor, lengths: Tensor
-) -> Tensor:
-    """Return the change [K, R] of the least loss, looked for in steps of `lengths` along `axes`."""
+def _minimise(objective: _Objective, start: Tensor, precision: _Precision) -> Tensor:
+    """Return the point [K, R] of the least loss."""
 
-    def change(steps: NDArray[np.float64]) -> Tensor:
-        along_axes = torch.from_numpy(steps).to(start).reshape(start.shape)
-        return torch.mm(along_axes * lengths, axes.T)
+    def point(values: NDArray[np.float64]) -> Tensor:
+        return torch.from_numpy(values).to(start).reshape(start.shape)
 
-    def on_numpy(steps: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-        value, gradient = objective(change(steps))
-        return value.item(), (gradient @ axes * lengths).double().cpu().numpy().ravel()
+    def on_numpy(values: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        value, gradient = objective(point(values))
+        return value.item(), gradient.double().cpu().numpy().ravel()
 
     result = minimize(
         on_numpy,
-        (start @ axes / lengths).double().cpu().numpy().ravel(),
+        start.double().cpu().numpy().ravel(),
         jac=True,
         method="L-BFGS-B",
-        options={"maxiter": 1000, "maxcor": 10, "gtol": precision.gtol, "ftol": precision.ftol},
+        options={
+            "maxiter": 1000,
+            "maxcor": precision.remembered,
+            "gtol": precision.gtol,
+            "ftol": precision.ftol,
+        },
     )
-    return change(result.x)
+    return point(result.x)
