@@ -3,8 +3,8 @@
     python benchmarks/training.py [--labels 10000] [--classes 50] [--turns 3]
 
 10,000 labels of 50 classes, vectors of 512 components. scikit-learn's LogisticRegressionCV tries as
-many strengths on as many folds, with all cores, and is measured once, for it takes minutes, and
-with thousands of classes a good part of an hour. Both losses are of pictures that neither has seen.
+many strengths on as many folds, with all cores, and is measured once, for with thousands of classes
+it takes minutes. Both losses are of pictures that neither has seen.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from torch.nn import functional
 
-from backend.learning.head import Head, fit, zero_shot
+from backend.learning.head import Head, LabelledSet, fit, zero_shot
 
 CHOICES, SIZE = 6, 32
 
@@ -172,6 +172,23 @@ def test_multiple_labels_of_any_number_give_finite_heads(
 
     assert head.multiple
     assert bool(head.weights.isfinite().all() and head.bias.isfinite().all())
+
+
+def test_a_fit_that_starts_from_a_rough_one_ends_where_others_do(pictures: Pictures) -> None:
+    embeddings, targets = pictures.embeddings[:60], pictures.classes[:60]
+    alone = fit(embeddings, targets, pictures.prior, pull=10.0, trust=0.5)
+    labelled = LabelledSet(embeddings, targets, pictures.prior)
+
+    labelled.in_sample(pulls=[100.0, 10.0], trust=0.5)
+    first, second = (labelled.fit(pull=10.0, trust=0.5) for _ in range(2))
+
+    assert torch.allclose(first.weights, alone.weights, atol=1e-2)
+    assert torch.allclose(
+        first.logits(pictures.embeddings), alone.logits(pictures.embeddings), atol=1e-3
+    )
+    # What was fitted before is no part of what the labels say.
+    assert torch.equal(first.weights, second.weights)
+    assert torch.equal(first.bias, second.bias)
 
 
 @pytest.mark.parametrize("multiple", [False, True])
