@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.linalg import eigh
-from scipy.optimize import minimize
+from scipy.optimize import OptimizeResult, minimize
 from torch import Tensor
 from torch.nn import functional
 
@@ -35,30 +35,34 @@ _STRATA = 5
 
 @dataclass(frozen=True)
 class _Precision:
-    """What L-BFGS computes in, how many steps it remembers, and where it stops."""
+    """What L-BFGS computes in, how many steps it remembers, and where it stops.
+
+    `gain` is the share of the loss that a step has to be worth: where labels are fitted well, the
+    loss is small, and what is left of it decides what is said of pictures that were not seen.
+    """
 
     dtype: torch.dtype
     remembered: int
-    gtol: float
-    ftol: float
+    gain: float
 
 
-# As a share of the features' second moments: with 1/2, which no softmax exceeds, it takes more
-# steps than with what a softmax that is mostly sure has. Of fewer labels a choice than these a head
-# becomes sure of them all, and curves by about the fourth power of how many fewer: measured with 2
-# to 100 labels a choice of 3 to 500, it is half the steps with 2.
-_CURVATURE = 0.05
-_FEW_A_CHOICE = 10
-
-# For the head that is published, and for one of very many that are compared: enough to choose among
-# settings. With thousands of labels what is out of fold looks worse than it is where this stops.
-_PRECISE = _Precision(torch.float64, 20, gtol=1e-6, ftol=1e-12)
-_ROUGH = _Precision(torch.float32, 5, gtol=1e-4, ftol=1e-6)
+# For the head that is published, and for one of very many that are compared.
+_PRECISE = _Precision(torch.float64, 20, gain=1e-8)
+_ROUGH = _Precision(torch.float32, 5, gain=3e-4)
 
 # Logits, from which on they are kept in half the memory, and the published head is fitted in half
-# the time. With thousands of choices what rounding moves is far below what labels leave open.
-_MANY_LOGITS = 5_000_000
-_PRECISE_OF_MANY = _Precision(torch.float32, 5, gtol=1e-5, ftol=1e-7)
+# the time. Of so many labels or choices, what rounding moves is far below what labels leave open.
+_MANY_LOGITS = 250_000
+_PRECISE_OF_MANY = _Precision(torch.float32, 5, gain=1e-6)
+
+# A search that starts from nothing stops here first, to measure how the loss curves from there on.
+_FIRST_GAIN = 0.1
+
+# How the loss curves, as a share of the features' second moments times the mean residual where a
+# search starts. A softmax's curves by a half of the moments at most (Böhning, 1992, "Multinomial
+# Logistic Regression Algorithm"), and by next to nothing where it is sure of all labels. Measured
+# with 2 to 1,000 labels of each of 3 to 200 choices: half as much takes about as many steps.
+_CURVATURE = 0.1
 
 
 @dataclass(frozen=True)
@@ -166,11 +170,11 @@ def fit(
 
 
 class LabelledSet:
-    """Labelled pictures in the coordinates of their own span, for many fits of the same ones.
+    """Labelled pictures along their own principal axes, for many fits of the same ones.
 
-    The change that labels bring to a weight is a sum of their pictures' embeddings. In an
-    orthonormal basis of the N labelled pictures it has N coordinates instead of D, and the same
-    norm.
+    The change that labels bring to a weight is a sum of their pictures' embeddings, less a mean of
+    them. N labelled pictures have N axes instead of D, along which it has the same norm, and the
+    loss of labels curves along each nearly by itself.
 
     Attributes
     ----------
@@ -200,11 +204,10 @@ class LabelledSet:
         else:
             self.prior_logits = features @ self._weights.T + self._bias
         self._scale = self._weights.norm(dim=1).mean().item() or _SCALE
-        self._basis: Tensor | None = None
-        if len(features) < features.shape[1]:
-            left, singular, self._basis = torch.linalg.svd(features, full_matrices=False)
-            features = left * singular
-        self._features = features
+        self._mean = features.mean(dim=0)
+        features = features - self._mean
+        self._axes = _principal_axes(features)
+        self._features = features @ self._axes
         # By trust and pull, where the rough search among all labels ended.
         self._in_sample: dict[tuple[float, float], Tensor] = {}
 
@@ -217,13 +220,11 @@ class LabelledSet:
         precision = _PRECISE_OF_MANY if self._has_many_logits else _PRECISE
         start = self._in_sample.get((trust, pull))
         (change,) = self._changes(everything, trust, [pull], precision, start)
-        shift = change.weights.to(self._weights)
-        if self._basis is not None:
-            shift = shift @ self._basis
+        shift = change.weights.to(self._weights) @ self._axes.T
         learning = change.learning
         weights, bias = self.trust_in_others * self._weights, self.trust_in_others * self._bias
         weights[learning] = trust * self._weights[learning] + shift
-        bias[learning] = trust * self._bias[learning] + change.bias
+        bias[learning] = trust * self._bias[learning] + change.bias - shift @ self._mean
         return replace(
             self._prior, weights=weights.to(self._prior.weights), bias=bias.to(self._prior.bias)
         )
@@ -347,6 +348,11 @@ class LabelledSet:
         multiple = self._prior.multiple
         dtype = precision.dtype
         x = self._features[seen].to(dtype)
+        axes = None
+        if count < x.shape[1]:
+            # Off their own axes, a search among few labels would leave what they span.
+            axes = _principal_axes(x - x.mean(dim=0))
+            x = x @ axes
         y = self.targets[seen]
         if multiple:
             y = y.to(dtype)
@@ -380,48 +386,59 @@ class LabelledSet:
             centre = balance[:, 0] @ x / count
             classes = choices
         constant = _BIAS_FEATURE * ((count - 1) / (count - 1 + classes)) ** 0.5
-        features = functional.pad(x - centre, (0, 1), value=constant)
+        features = self._scale * functional.pad(x - centre, (0, 1), value=constant)
+        moments = features.square().sum(dim=0)
 
-        few = 1.0 if multiple else min(1.0, count / len(sizes) / _FEW_A_CHOICE)
-        spread = _Spread(features, _CURVATURE * few**4 * self._scale**2)
-        along_axes = self._scale * (features @ spread.axes)
-        change = features.new_zeros(len(sizes), features.shape[1])
-        if start is not None:
+        def losses_at(change: Tensor) -> tuple[Tensor, Tensor]:
+            """Return the labels' losses [N, 1 or K] at a change [K, R], and residuals [N, K]."""
+            logits = torch.addmm(prior_logits, features, change.T)
+            if multiple:
+                losses = balance * (functional.softplus(logits) - y * logits)
+                return losses, balance * (logits.sigmoid() - y)
+            # Biases count relative to their mean.
+            logits -= self._scale * constant * change[:, -1].mean()
+            partition = logits.logsumexp(dim=1, keepdim=True).logaddexp(rivals)
+            losses = balance * (partition - logits.gather(1, y))
+            residuals = logits.sub_(partition).exp_().scatter_add_(1, y, -ones)
+            return losses, residuals.mul_(balance)
+
+        def units_at(change: Tensor, pull: float) -> Tensor:
+            """Return lengths [R] along the axes, in which the loss there curves alike along all.
+
+            L-BFGS takes as many steps as curvatures differ.
+            """
+            residuals = losses_at(change)[1]
+            residual = torch.linalg.vector_norm(residuals, ord=1) / residuals.numel()
+            return torch.rsqrt((_CURVATURE * residual * moments + pull) / count)
+
+        if start is None:
+            change = features.new_zeros(len(sizes), features.shape[1])
+            gains = [_FIRST_GAIN, precision.gain]
+        else:
             change = start.to(dtype)
+            gains = [precision.gain]
         for pull in pulls:
-            lengths = spread.lengths(pull)
-            stretched = along_axes * lengths
-            # What steps do to logits by the biases, which count relative to their mean.
-            by_bias = self._scale * constant * spread.axes[-1] * lengths
+            for gain in gains:
+                units = units_at(change, pull)
 
-            def objective(
-                steps: Tensor,
-                stretched: Tensor = stretched,
-                by_bias: Tensor = by_bias,
-                penalty: Tensor = pull * lengths**2,
-            ) -> tuple[Tensor, Tensor]:
-                logits = torch.addmm(prior_logits, stretched, steps.T)
-                if multiple:
-                    losses = balance * (functional.softplus(logits) - y * logits)
-                    residuals = balance * (logits.sigmoid() - y)
-                else:
-                    logits -= steps.mean(dim=0) @ by_bias
-                    partition = logits.logsumexp(dim=1, keepdim=True).logaddexp(rivals)
-                    losses = balance * (partition - logits.gather(1, y))
-                    residuals = logits.sub_(partition).exp_().scatter_add_(1, y, -ones)
-                    residuals *= balance
-                gradient = residuals.T @ stretched
-                if not multiple:
-                    gradient -= residuals.sum() / len(sizes) * by_bias
-                loss = losses.sum() + (penalty * steps.square()).sum() / 2
-                return loss / count, gradient.addcmul_(penalty, steps) / count
+                def objective(
+                    steps: Tensor, units: Tensor = units, pull: float = pull
+                ) -> tuple[Tensor, Tensor]:
+                    change = steps * units
+                    losses, residuals = losses_at(change)
+                    slope = torch.addmm(pull * change, residuals.T, features)
+                    if not multiple:
+                        slope[:, -1] -= self._scale * constant * residuals.sum() / len(sizes)
+                    loss = losses.sum() + pull / 2 * change.square().sum()
+                    return loss / count, slope * units / count
 
-            steps = _minimise(objective, change @ spread.axes / lengths, precision)
-            change = steps * lengths @ spread.axes.T
+                change = units * _minimise(objective, change / units, precision.remembered, gain)
+            gains = [precision.gain]
             weights, of_constant = self._scale * change[:, :-1], self._scale * change[:, -1]
             if not multiple:
                 of_constant -= of_constant.mean()
-            yield _Change(learning, weights, constant * of_constant - weights @ centre, change)
+            bias = constant * of_constant - weights @ centre
+            yield _Change(learning, weights if axes is None else weights @ axes.T, bias, change)
 
 
 @dataclass(frozen=True)
@@ -454,57 +471,48 @@ def _canonical_order(embeddings: Tensor, targets: Tensor) -> Tensor:
     return torch.tensor(sorted(range(len(keys)), key=keys.__getitem__), device=embeddings.device)
 
 
-class _Spread:
-    """How differently the loss curves along the features, to make up for it.
-
-    L-BFGS takes as many steps as curvatures differ. A softmax's is at most half of the features'
-    second moments (Böhning, 1992, "Multinomial Logistic Regression Algorithm"), to which the pull
-    adds the same in all directions.
-    """
-
-    def __init__(self, features: Tensor, curvature: float) -> None:
-        """Take features [N, R] and the curvature of the loss, as a share of their moments."""
-        moments, self.axes = _principal_axes(features.T @ features)
-        self._curvatures = curvature * moments.clamp_min(0)
-        self._count = len(features)
-
-    def lengths(self, pull: float) -> Tensor:
-        """Return the steps [R] along the axes that change the slope of the loss as much."""
-        return torch.rsqrt((self._curvatures + pull) / self._count)
-
-
-def _principal_axes(moments: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the eigenvalues [R] and eigenvectors [R, R], in columns, of second moments [R, R]."""
+def _principal_axes(features: Tensor) -> Tensor:
+    """Return the directions [D, R] in which features [N, D] vary, R the lesser of N and D."""
+    if len(features) < features.shape[1]:
+        span: Tensor = torch.linalg.qr(features.T)[0]
+        return span @ _principal_axes(features @ span)
+    moments = features.T @ features
     try:
-        values, axes = torch.linalg.eigh(moments)
+        axes: Tensor = torch.linalg.eigh(moments)[1]
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         # Of pictures that are nearly the same: LAPACK's divide and conquer sometimes gives up where
         # its slower QR iterations do not.
-        found = eigh(moments.double().cpu().numpy(), driver="ev")
-        values, axes = (torch.from_numpy(part).to(moments) for part in found)
-    return values, axes
+        found = eigh(moments.double().cpu().numpy(), driver="ev")[1]
+        axes = torch.from_numpy(found).to(moments)
+    return axes
 
 
-def _minimise(objective: _Objective, start: Tensor, precision: _Precision) -> Tensor:
-    """Return the point [K, R] of the least loss."""
+def _minimise(objective: _Objective, start: Tensor, remembered: int, gain: float) -> Tensor:
+    """Return the point [K, R] from which on a step of L-BFGS gains less than `gain` of the loss."""
 
     def point(values: NDArray[np.float64]) -> Tensor:
         return torch.from_numpy(values).to(start).reshape(start.shape)
 
+    losses: list[float] = []
+
     def on_numpy(values: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         value, gradient = objective(point(values))
+        if not losses:
+            losses.append(value.item())
         return value.item(), gradient.double().cpu().numpy().ravel()
+
+    def after_step(intermediate_result: OptimizeResult) -> None:
+        losses.append(intermediate_result.fun)
+        before, after = losses[-2:]
+        if before - after <= gain * after:
+            raise StopIteration
 
     result = minimize(
         on_numpy,
         start.double().cpu().numpy().ravel(),
         jac=True,
         method="L-BFGS-B",
-        options={
-            "maxiter": 1000,
-            "maxcor": precision.remembered,
-            "gtol": precision.gtol,
-            "ftol": precision.ftol,
-        },
+        callback=after_step,
+        options={"maxiter": 1000, "maxcor": remembered, "gtol": 0, "ftol": 0},
     )
     return point(result.x)
