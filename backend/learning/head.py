@@ -348,11 +348,6 @@ class LabelledSet:
         multiple = self._prior.multiple
         dtype = precision.dtype
         x = self._features[seen].to(dtype)
-        axes = None
-        if count < x.shape[1]:
-            # Off their own axes, a search among few labels would leave what they span.
-            axes = _principal_axes(x - x.mean(dim=0))
-            x = x @ axes
         y = self.targets[seen]
         if multiple:
             y = y.to(dtype)
@@ -367,6 +362,11 @@ class LabelledSet:
             nothing = _Change(learning, none, x.new_zeros(0), functional.pad(none, (0, 1)))
             yield from (nothing for _ in pulls)
             return
+        axes = None
+        if count < x.shape[1]:
+            # Off their own axes, a search among few labels would leave what they span.
+            axes = _principal_axes(x - x.mean(dim=0))
+            x = x @ axes
         of_prior = self.prior_logits[seen].to(dtype)
         prior_logits = trust * of_prior[:, mask]
         rivals = self.trust_in_others * of_prior[:, ~mask]

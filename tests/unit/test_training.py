@@ -272,6 +272,17 @@ def test_multiple_choices_are_learnt_independently(digits: Digits) -> None:
     assert (decided[:, 1] == (digits.truth >= 5)).float().mean() > 0.85
 
 
+def test_of_two_labels_of_multiple_choices_cross_validation_learns_nothing(digits: Digits) -> None:
+    # The head that has seen one of them knows of no choice both what it is and what it is not.
+    prior = Head(digits.good.weights, digits.good.bias, multiple=True)
+    targets = one_hot(digits.labels[:2], CHOICES).float()
+
+    trained = train(digits.pool[:2], targets, prior, pool=digits.pool)
+
+    assert trained.head.probabilities(digits.unseen).isfinite().all()
+    assert of(trained.out_of_fold).shape == (2, CHOICES)
+
+
 def test_folds_hold_their_share_of_each_class() -> None:
     targets = torch.tensor([0] * 11 + [1] * 4 + [2])
     folds = stratified_folds(targets)
