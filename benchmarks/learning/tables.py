@@ -83,7 +83,7 @@ def tables(study: Study) -> str:
         "### Every method",
         f"Labels to {100 * TARGETS[0]:.0f} %, mean over seeds. ▲ needs more than ours, ▼ fewer, "
         f"told from chance (p < {CHANCE} after Holm's correction for the methods of a set). "
-        "The last columns are seconds of one query and of one training, mean over sets.",
+        "The last columns are median seconds of one query and of one training, mean over sets.",
         _table(
             f"method | {' | '.join(study.sets)} | query, s | training, s", list(_method_rows(study))
         ),
@@ -180,8 +180,8 @@ def _method_rows(study: Study) -> Iterable[Sequence[str]]:
     for name in study.methods:
         seconds = np.array(
             [
-                [np.mean([p.query_seconds for p in run[1:]]) for run in runs]
-                + [np.mean([p.training_seconds for p in run[1:]]) for run in runs]
+                [np.median([p.query_seconds for p in run[1:]]) for run in runs]
+                + [np.median([p.training_seconds for p in run[1:]]) for run in runs]
                 for dataset in study.sets
                 if (runs := study.runs("strategies", dataset, name))
             ]
