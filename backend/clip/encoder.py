@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.clip.hardware import find_device, find_precision
+from backend.clip.hardware import find_device, find_precision, packs_weights
 from backend.errors import EncoderError
 from backend.processes import give_way
 
@@ -84,7 +84,7 @@ class Encoder:
         self._prepare()
 
     def _prepare(self) -> None:
-        self._model_for_pictures = _for_pictures(self.model, self.precision)
+        self._model_for_pictures = _for_pictures(self.model, self.device, self.precision)
         # Always the same: each thread that computes has others of its own to share the work with.
         self._thread = ThreadPoolExecutor(1, "encode", give_way)
         self._waiting: deque[_Waiting] = deque()
@@ -174,7 +174,7 @@ class Encoder:
         return unit
 
     def _encode_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
-        images = self.preprocess.normalized(pixels).to(self.precision)
+        images = self.preprocess.normalized(pixels, self.precision)
         vectors: torch.Tensor = self._model_for_pictures.encode_image(images)
         return vectors
 
@@ -202,7 +202,7 @@ class Encoder:
         on_cpu = copy.copy(ours)
         on_cpu._modules = {**ours._modules, "visual": copy.deepcopy(ours.visual).cpu()}
         with torch.inference_mode():
-            images = self.preprocess.normalized(pixels).to(self.precision)
+            images = self.preprocess.normalized(pixels, self.precision)
             vectors = on_cpu.encode_image(images).float()
             unit: NDArray[np.float32] = torch.nn.functional.normalize(vectors, dim=-1).numpy()
         return unit
@@ -367,7 +367,7 @@ def _expecting_random_weights() -> Iterator[None]:
         root.removeFilter(other)
 
 
-def _for_pictures(model: Any, precision: torch.dtype) -> Any:
+def _for_pictures(model: Any, device: torch.device, precision: torch.dtype) -> Any:
     """Return a model that encodes pictures in a precision, and shares what need not differ.
 
     Its weights are of that precision: to convert them for each batch, as autocast does, takes
@@ -375,13 +375,13 @@ def _for_pictures(model: Any, precision: torch.dtype) -> Any:
     """
     import torch
 
-    from backend.clip.pooling import encode_pooled_only
+    from backend.clip.transformer import leave_out_work
 
     visual = model.visual
     tensors = (*visual.parameters(), *visual.buffers())
     shared = {id(tensor): tensor for tensor in tensors} if precision is torch.float32 else {}
     visual = copy.deepcopy(visual, shared).to(precision)
-    encode_pooled_only(visual)
+    leave_out_work(visual, packed=packs_weights(device, precision))
     ours = copy.copy(model)
     ours._modules = {**model._modules, "visual": visual}
     return ours

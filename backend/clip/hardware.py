@@ -56,6 +56,22 @@ def find_precision(wanted: str, device: torch.device) -> torch.dtype:
     return torch.float32
 
 
+def packs_weights(device: torch.device, precision: torch.dtype) -> bool:
+    """Return whether weights can be laid out once for the matrix units that bfloat16 needs.
+
+    What does that is torch's own, for its compiler, and may be missing in another release.
+    """
+    import torch
+
+    needed = ("_is_mkldnn_bf16_supported", "_reorder_linear_weight", "_linear_pointwise")
+    return (
+        device.type == "cpu"
+        and precision is torch.bfloat16
+        and all(hasattr(torch.ops.mkldnn, operator) for operator in needed)
+        and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    )
+
+
 def _cpu_computes_bfloat16() -> bool:
     import torch
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
 from PIL import Image
+from torch import Tensor
+from torch.nn import functional
 from torchvision.transforms import Compose, Normalize, Resize
 from torchvision.transforms.v2 import PILToTensor
 from torchvision.transforms.v2 import Resize as ResizeBytes
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 # How much finer than what CLIP sees a picture must be, so that it may be decoded no finer: at 3.2
 # times, the vectors' cosines to the plain path's were 0.9994 at least, on photographs and on noise;
@@ -69,7 +69,15 @@ class Preprocessing:
         pixels: Tensor = self._pixels(image)
         return pixels
 
-    def normalized(self, pixels: Tensor) -> Tensor:
-        """Return what the model takes [N, 3, H, W] float32, of pixels [N, 3, H, W] uint8."""
-        normalized: Tensor = self._normalize(pixels.float().div_(255))
-        return normalized
+    def normalized(self, pixels: Tensor, precision: torch.dtype = torch.float32) -> Tensor:
+        """Return what the model takes [N, 3, H, W], of pixels [N, 3, H, W] uint8.
+
+        In one pass that computes in float32 whatever the precision, which has all 256 levels:
+        whole batches of float32 in between would take as long as the system needs to hand out
+        their memory, twenty times as long.
+        """
+        mean, std = (
+            255 * torch.tensor(by_channel, device=pixels.device)
+            for by_channel in (self._normalize.mean, self._normalize.std)
+        )
+        return functional.batch_norm(pixels.to(precision), mean, std.square(), eps=0.0)

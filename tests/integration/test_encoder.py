@@ -12,13 +12,16 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from open_clip.transformer import VisionTransformer
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import normalize
 
 from backend.clip.background import BackgroundEncoder
 from backend.clip.encoder import TINY, Encoder, load_encoder
+from backend.clip.hardware import packs_weights
 from backend.clip.preprocessing import Preprocessing
+from backend.clip.transformer import leave_out_work
 from backend.errors import EncoderError, SettingsError
 from backend.labelstudio.decoding import ImageLimits, decode
 from tests.integration.conftest import wait_until
@@ -83,11 +86,11 @@ def test_threads_that_wait_are_served_together(encoder: Encoder, monkeypatch) ->
     first_is_encoded, others_wait = threading.Event(), threading.Event()
     normalized = encoder.preprocess.normalized
 
-    def slow(pixels: torch.Tensor) -> torch.Tensor:
+    def slow(pixels: torch.Tensor, precision: torch.dtype) -> torch.Tensor:
         sizes.append(len(pixels))
         first_is_encoded.set()
         others_wait.wait()
-        return normalized(pixels)
+        return normalized(pixels, precision)
 
     monkeypatch.setattr(encoder.preprocess, "normalized", slow)
     with ThreadPoolExecutor(8) as threads:
@@ -252,6 +255,44 @@ def test_vectors_are_open_clip_s(name: str, precision: torch.dtype, encoder: Enc
     # open_clip leaves CoCa's untrained text projection as the memory was, which may be NaN.
     for now, before in zip(model.state_dict().values(), plain.state_dict().values(), strict=True):
         torch.testing.assert_close(now, before, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("pool_type", ["tok", "avg"])
+@pytest.mark.parametrize(("size", "count"), [(32, 1), (64, 5), (224, 33)])
+def test_a_transformer_without_needless_work_is_as_near_to_float32_as_open_clip_s(
+    packed: bool, pool_type: str, size: int, count: int
+) -> None:
+    if packed and not packs_weights(torch.device("cpu"), torch.bfloat16):
+        pytest.skip("this CPU or torch lacks what packs weights")
+    torch.manual_seed(0)
+    visual = VisionTransformer(
+        size, 16, width=96, layers=3, heads=4, mlp_ratio=4, pool_type=pool_type, output_dim=64
+    ).eval()
+    with torch.inference_mode():
+        for weights in visual.parameters():
+            weights += 0.1 * torch.randn_like(weights)
+        pixels = torch.randn(count, 3, size, size)
+        expected = visual(pixels)
+        reduced = visual.to(torch.bfloat16)
+        plain = reduced(pixels.bfloat16()).float()
+        ours = copy.deepcopy(reduced)
+        leave_out_work(ours, packed=packed)
+        vectors = ours(pixels.bfloat16()).float()
+
+    off = (plain - expected).norm()
+    assert 0 < off < 0.1 * expected.norm()
+    assert (vectors - expected).norm() < 1.5 * off
+
+
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+def test_pixels_are_rounded_once(precision: torch.dtype, encoder: Encoder) -> None:
+    levels = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16).expand(1, 3, 16, 16)
+
+    normalized = encoder.preprocess.normalized(levels, precision)
+
+    assert normalized.dtype == precision
+    assert torch.equal(normalized, encoder.preprocess.normalized(levels).to(precision))
 
 
 # Sentences
