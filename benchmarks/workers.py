@@ -1,17 +1,19 @@
-"""How much faster do two workers embed than one, each with one core for its encoder?
+"""How much faster do two workers embed than one, each with a core of its own?
 
-    python benchmarks/workers.py [--tasks 1024]
+    python benchmarks/workers.py [--tasks 2048]
     python benchmarks/workers.py --simulated 1 2 4 8
 
-ViT-B-32 and small pictures, so that the encoder is what takes the time. Embedding is asked for once
-the workers have loaded it, and no picture may be fetched twice. `--simulated` is for more workers
-than there are cores: the shipped CLIP, and a pause for each picture in place of the time that
-another core or machine would compute.
+ViT-B-32 and small pictures, so that the encoder is what takes the time. A worker gets its core by
+`taskset`, as containers get theirs; Redis and the servers of pictures and tasks share all. What is
+to be embedded is asked for once the encoders are loaded, and no picture may be fetched twice.
+`--simulated` is for more workers than there are cores: the shipped CLIP, and a pause for each
+picture in place of the time that another core or machine would compute.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import threading
 from collections import Counter
@@ -59,18 +61,20 @@ cli.main()
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="one worker, and more")
-    parser.add_argument("--tasks", type=int, default=1024)
+    parser.add_argument("--tasks", type=int, default=2048)
     parser.add_argument("--simulated", type=int, nargs="+", metavar="WORKERS")
     arguments = parser.parse_args()
     count = arguments.tasks
     with parts.temporary_folder() as folder:
         if arguments.simulated:
-            command, model = SIMULATED_WORKER, {"CLIP_MODEL": "tiny"}
+            commands, model = [SIMULATED_WORKER] * max(arguments.simulated), {"CLIP_MODEL": "tiny"}
         else:
             weights = parts.random_weights(folder, parts.MODEL)
-            command, model = WORKER, {"CLIP_MODEL": parts.MODEL, "CLIP_PRETRAINED": str(weights)}
+            cores = sorted(os.sched_getaffinity(0))[:2]
+            commands = [["taskset", "--cpu-list", str(core), *WORKER] for core in cores]
+            model = {"CLIP_MODEL": parts.MODEL, "CLIP_PRETRAINED": str(weights)}
         taken = {
-            number: embedding(folder / str(number), command, model, number, count)
+            number: embedding(folder / str(number), commands[:number], model, count)
             for number in arguments.simulated or (1, 2)
         }
     fewest = min(taken)
@@ -84,9 +88,9 @@ def main() -> None:
 
 
 def embedding(
-    folder: Path, command: Sequence[str], model: Mapping[str, str], workers: int, count: int
+    folder: Path, commands: Sequence[Sequence[str]], model: Mapping[str, str], count: int
 ) -> float:
-    """Return how long so many workers take to embed so many tasks."""
+    """Return how long the workers of these commands take to embed so many tasks."""
     label_studio, pictures = FakeLabelStudio(), CountingPictures()
     environment = {
         **model,
@@ -105,9 +109,9 @@ def embedding(
         stack.enter_context(parts.running(redis_command(settings)))
         queue = JobQueue(settings.redis)
         parts.wait_until(lambda: settings.redis_socket.exists())
-        for _ in range(workers):
+        for command in commands:
             stack.enter_context(parts.running(command, environment))
-        parts.wait_until(lambda: len(queue.workers()) == workers)
+        parts.wait_until(lambda: len(queue.workers()) == len(commands))
         store.projects.set_up(PROJECT, label_config=CONFIG)
         tasks = [StoredTask(i, label_studio.tasks[i]["data"], open=True) for i in ids]
         store.tasks.mirror(PROJECT, [tasks])
