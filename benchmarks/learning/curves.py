@@ -10,7 +10,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -57,6 +57,9 @@ PROCEDURE = (
     FLOOR_DRAWS,
 )
 
+# What is measured otherwise in curves of a kind alone.
+PROCEDURES = {"heads": ("calibration on all pictures without a label",)}
+
 OURS = "ours"
 
 LIBRARIES = ("modAL-python", "scikit-activeml", "small-text", "scikit-learn")
@@ -89,7 +92,7 @@ class Point:
 
     `top1`, `ece` and `ece_floor` are in [0, 1], `log_loss` in nats. The floor is the `ece` that
     the same probabilities would have if they were true: 15 bins of few pictures are biased
-    upwards.
+    upwards. Of random labels both are of all pictures without a label.
     """
 
     labels: int
@@ -185,9 +188,9 @@ class Trial:
     def __init__(self, dataset: EmbeddedDataset, seed: int) -> None:
         self._dataset = dataset
         self._seed = seed
-        copies = np.unique(dataset.embeddings, axis=0, return_inverse=True)[1]
+        self._copies = np.unique(dataset.embeddings, axis=0, return_inverse=True)[1].ravel()
         share = min(VALIDATION_SHARE, VALIDATION_LARGEST / len(dataset.labels))
-        validation = simulation.stratified_split(dataset.labels, copies.ravel(), share, seed)
+        validation = simulation.stratified_split(dataset.labels, self._copies, share, seed)
         self._training = np.flatnonzero(~validation)
         self._validation = np.flatnonzero(validation)
         self._learner = HeadLearner(
@@ -233,10 +236,14 @@ class Trial:
         labels = self._dataset.labels[self._training]
         rng = self._rng("shots")
         members = [rng.permutation(self._training[labels == label]) for label in np.unique(labels)]
-        return [
-            self._learn(head, np.concatenate([own[:shots] for own in members]))[1]
-            for shots in SHOTS
-        ]
+        points = []
+        for shots in SHOTS:
+            labelled = np.concatenate([own[:shots] for own in members])
+            learned, point = self._learn(head, labelled)
+            # What random labels leave out is as new to a head as validation, and there is more.
+            new = np.flatnonzero(~np.isin(self._copies, self._copies[labelled]))
+            points.append(replace(point, **self._calibration(learned.predict, new)))
+        return points
 
     def all_labels(self, head: str) -> list[Point]:
         """Learn from the whole training part."""
@@ -265,20 +272,31 @@ class Trial:
     def _evaluate(
         self, predict: Predict, labels: int, query_seconds: float, training_seconds: float
     ) -> Point:
-        probabilities = predict(self._dataset.embeddings[self._validation])
-        p = torch.from_numpy(probabilities.clip(SMALLEST_PROBABILITY, 1))
-        found = evaluate(p, torch.from_numpy(self._dataset.labels[self._validation]))
-        confidence = p.amax(dim=1)
-        draws = self._rng("floor").random((FLOOR_DRAWS, len(p)))
-        floors = [calibration_error(confidence, torch.from_numpy(d) < confidence) for d in draws]
+        found = evaluate(*self._predicted(predict, self._validation))
         return Point(
             labels=labels,
             top1=found.top1,
             log_loss=found.log_loss,
-            ece=found.calibration_error,
-            ece_floor=float(np.mean(floors)),
+            **self._calibration(predict, self._validation),
             query_seconds=query_seconds,
             training_seconds=training_seconds,
+        )
+
+    def _calibration(self, predict: Predict, pictures: Indices) -> dict[str, float]:
+        probabilities, labels = self._predicted(predict, pictures)
+        confidence, choice = probabilities.max(dim=1)
+        draws = self._rng("floor").random((FLOOR_DRAWS, len(pictures)))
+        floors = [calibration_error(confidence, torch.from_numpy(d) < confidence) for d in draws]
+        return {
+            "ece": calibration_error(confidence, choice == labels),
+            "ece_floor": float(np.mean(floors)),
+        }
+
+    def _predicted(self, predict: Predict, pictures: Indices) -> tuple[torch.Tensor, torch.Tensor]:
+        probabilities = predict(self._dataset.embeddings[pictures])
+        return (
+            torch.from_numpy(probabilities.clip(SMALLEST_PROBABILITY, 1)),
+            torch.from_numpy(self._dataset.labels[pictures]),
         )
 
     def _rng(self, purpose: str, step: int = 0) -> np.random.Generator:
@@ -319,7 +337,7 @@ def digest(kind: str, dataset: str, name: str) -> str:
     """Stand for all that a curve depends on but its seed: code, libraries, data, procedure."""
     of_head = OUR_CODE if name == OURS else PEERS_CODE
     code = METHODS[name].code if kind == "strategies" else of_head
-    found = hashlib.sha256(repr(PROCEDURE).encode())
+    found = hashlib.sha256(repr(PROCEDURE + PROCEDURES.get(kind, ())).encode())
     for path in (*code, *DATA_CODE):
         found.update(path.read_bytes())
     if PEERS_CODE[0] in code:
