@@ -55,7 +55,7 @@ class _Block(nn.Module):
         query = self.query(asking).view(count, length, self.heads, size).transpose(1, 2)
         query = query.reshape(-1, length, size)
         key, value = pair.reshape(2, len(query), -1, size)
-        # Sooner than torch's fused attention in bfloat16 on a CPU, by a third with 50 tokens.
+        # Faster than torch's fused attention in bfloat16 on a CPU, by a third with 50 tokens.
         scores = torch.baddbmm(
             query.new_zeros(1), query, key.transpose(1, 2), beta=0, alpha=size**-0.5
         )
@@ -65,7 +65,7 @@ class _Block(nn.Module):
 
 
 class _Patches(nn.Module):
-    """A convolution of patches side by side, which is a linear layer of each."""
+    """A vision transformer's first convolution: a linear layer of patches side by side."""
 
     def __init__(self, convolution: nn.Conv2d, layer: Layer) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class _Patches(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """Return [N, D, H / h, W / w] of pixels [N, 3, H, W] and patches of h by w."""
         (height, width), (count, channels) = self.side, pixels.shape[:2]
-        split = pixels.view(count, channels, -1, height, pixels.shape[3] // width, width)
+        split = pixels.reshape(count, channels, -1, height, pixels.shape[3] // width, width)
         rows, columns = split.shape[2], split.shape[4]
         patches = split.permute(0, 2, 4, 1, 3, 5).reshape(count, rows * columns, -1)
         projected: Tensor = self.project(patches)
@@ -129,17 +129,12 @@ def leave_out_work(visual: nn.Module, *, packed: bool) -> None:
     for number, block in enumerate(blocks):
         if packed or (first_only and number == last):
             blocks[number] = _Block(block, layer, first_only=first_only and number == last)
-    if packed and _has_patches_side_by_side(visual.conv1):
-        visual.conv1 = _Patches(visual.conv1, layer)
-
-
-def _has_patches_side_by_side(convolution: nn.Conv2d) -> bool:
-    return (
-        convolution.stride == convolution.kernel_size
-        and convolution.padding == (0, 0)
-        and convolution.dilation == (1, 1)
-        and convolution.groups == 1
+    # Elsewhere what the last whole patches leave of a picture is not looked at.
+    whole = all(
+        side % patch == 0 for side, patch in zip(visual.image_size, visual.patch_size, strict=True)
     )
+    if packed and whole:
+        visual.conv1 = _Patches(visual.conv1, layer)
 
 
 def _is_plain(block: nn.Module) -> bool:

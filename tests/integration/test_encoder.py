@@ -259,7 +259,7 @@ def test_vectors_are_open_clip_s(name: str, precision: torch.dtype, encoder: Enc
 
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("pool_type", ["tok", "avg"])
-@pytest.mark.parametrize(("size", "count"), [(32, 1), (64, 5), (224, 33)])
+@pytest.mark.parametrize(("size", "count"), [(32, 1), (70, 5), (224, 33)])
 def test_a_transformer_without_needless_work_is_as_near_to_float32_as_open_clip_s(
     packed: bool, pool_type: str, size: int, count: int
 ) -> None:
