@@ -22,6 +22,7 @@ from backend import assembly
 from backend.clip.encoder import Encoder
 from backend.demo.label_studio import LabelStudioServer
 from backend.embedding import Embedder
+from backend.jobs.embed import sync
 from backend.jobs.refresh import refresh
 from backend.jobs.services import Services
 from backend.jobs.train import train
@@ -125,7 +126,7 @@ def run(services: Services, project: int, kind: Kind) -> None:
     services.store.requests.add(request)
     with services.store.requests.claimed(request) as claim:
         assert claim is not None
-        {Kind.TRAIN: train, Kind.REFRESH: refresh}[kind](services, claim)
+        {Kind.SYNC: sync, Kind.TRAIN: train, Kind.REFRESH: refresh}[kind](services, claim)
 
 
 def project_with_tasks(http: httpx.Client, count: int) -> int:
@@ -139,9 +140,7 @@ def project_with_tasks(http: httpx.Client, count: int) -> int:
 
 
 def embed(services: Services, project: int, encoder: Encoder) -> None:
-    from backend.jobs.embed import mirror
-
-    mirror(services, project)
+    run(services, project, Kind.SYNC)
     draw = np.random.default_rng(0)
     size = encoder.encode_texts(["a photo"]).shape[1]
     means = draw.normal(size=(parts.LABELS, size))
