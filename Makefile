@@ -73,6 +73,7 @@ lint: $(VENV)/.installed
 	@$(BIN)/ruff format --check .
 	@echo "==> mypy"
 	@$(BIN)/mypy
+	@$(BIN)/mypy --config-file benchmarks/mypy.ini benchmarks
 	@echo "==> import-linter"
 	@$(BIN)/lint-imports
 	@echo "==> pip-audit"

@@ -242,7 +242,8 @@ class Trial:
             learned, point = self._learn(head, labelled)
             # What random labels leave out is as new to a head as validation, and there is more.
             new = np.flatnonzero(~np.isin(self._copies, self._copies[labelled]))
-            points.append(replace(point, **self._calibration(learned.predict, new)))
+            error, floor = self._calibration(learned.predict, new)
+            points.append(replace(point, ece=error, ece_floor=floor))
         return points
 
     def all_labels(self, head: str) -> list[Point]:
@@ -273,24 +274,23 @@ class Trial:
         self, predict: Predict, labels: int, query_seconds: float, training_seconds: float
     ) -> Point:
         found = evaluate(*self._predicted(predict, self._validation))
+        error, floor = self._calibration(predict, self._validation)
         return Point(
             labels=labels,
             top1=found.top1,
             log_loss=found.log_loss,
-            **self._calibration(predict, self._validation),
+            ece=error,
+            ece_floor=floor,
             query_seconds=query_seconds,
             training_seconds=training_seconds,
         )
 
-    def _calibration(self, predict: Predict, pictures: Indices) -> dict[str, float]:
+    def _calibration(self, predict: Predict, pictures: Indices) -> tuple[float, float]:
         probabilities, labels = self._predicted(predict, pictures)
         confidence, choice = probabilities.max(dim=1)
         draws = self._rng("floor").random((FLOOR_DRAWS, len(pictures)))
         floors = [calibration_error(confidence, torch.from_numpy(d) < confidence) for d in draws]
-        return {
-            "ece": calibration_error(confidence, choice == labels),
-            "ece_floor": float(np.mean(floors)),
-        }
+        return calibration_error(confidence, choice == labels), float(np.mean(floors))
 
     def _predicted(self, predict: Predict, pictures: Indices) -> tuple[torch.Tensor, torch.Tensor]:
         probabilities = predict(self._dataset.embeddings[pictures])

@@ -48,7 +48,7 @@ def main() -> None:
     missing = [task for task in tasks if kept[task] is None]
     for task, points in measured(missing, options.jobs):
         kept[task] = points
-    curves = {task: points for task in tasks if (points := kept[task]) is not None}
+    curves = {task: curve for task in tasks if (curve := kept[task]) is not None}
     if len(curves) < len(tasks):
         raise SystemExit(f"{len(tasks) - len(curves)} of {len(tasks)} curves have failed")
     study = Study(options.sets, options.methods, options.heads, options.seeds, curves)
@@ -132,7 +132,9 @@ class Curves:
     def __getitem__(self, task: Task) -> list[Point] | None:
         """Return a curve, None where there is none or what made it has changed."""
         rows = self._fresh(task).get(str(task.seed))
-        return rows and [Point(*row) for row in rows]
+        if rows is None:
+            return None
+        return [Point(int(labels), *figures) for labels, *figures in rows]
 
     def __setitem__(self, task: Task, points: Sequence[Point]) -> None:
         rows = [[_rounded(value) for value in astuple(point)] for point in points]
