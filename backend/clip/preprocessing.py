@@ -77,7 +77,7 @@ class Preprocessing:
         their memory, twenty times as long.
         """
         mean, std = (
-            255 * torch.tensor(by_channel, device=pixels.device)
+            255 * torch.as_tensor(by_channel, dtype=torch.float32, device=pixels.device)
             for by_channel in (self._normalize.mean, self._normalize.std)
         )
         return functional.batch_norm(pixels.to(precision), mean, std.square(), eps=0.0)
