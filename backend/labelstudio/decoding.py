@@ -59,7 +59,9 @@ def decode(data: bytes, limits: ImageLimits, enough: int | None = None) -> Image
             _shrink(image, enough)
         image.load()
         turn = _turn(image)
-        picture = to_rgb(image)
+        # Pillow copies what is RGB already.
+        is_rgb = image.mode == "RGB" and not image.has_transparency_data
+        picture = image if is_rgb else to_rgb(image)
         return picture if turn is None else picture.transpose(turn)
     except ImageError:
         raise
@@ -125,8 +127,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", layer.size, "white")
         white.alpha_composite(layer)
         return white.convert("RGB")
-    # Pillow copies what is in a mode already.
-    return image if image.mode == "RGB" else image.convert("RGB")
+    return image.convert("RGB")
 
 
 def _from_deep_grey(image: Image.Image) -> Image.Image:
