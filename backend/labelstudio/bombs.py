@@ -10,8 +10,7 @@ from __future__ import annotations
 import re
 import struct
 from io import BytesIO
-
-import numpy as np
+from itertools import islice
 
 from backend.errors import ImageError
 
@@ -125,9 +124,8 @@ def _holds_runs(data: bytes) -> bool:
 
 def _has_too_many_scans(data: bytes) -> bool:
     # A quick look suffices, but for pictures with a film or another picture behind their end.
-    # Numpy counts eight times as fast as bytes do.
-    values = np.frombuffer(data, np.uint8)
-    if np.count_nonzero((values[:-1] == _SCAN[0]) & (values[1:] == _SCAN[1])) <= MAX_SCANS:
+    # It ends at the first too many, and takes a third of the time of `bytes.count`.
+    if next(islice(re.finditer(_SCAN, data), MAX_SCANS, None), None) is None:
         return False
     scans, at = 0, 2
     while scans <= MAX_SCANS:
