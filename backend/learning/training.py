@@ -17,6 +17,7 @@ from operator import attrgetter, itemgetter
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from sklearn.metrics import pairwise_distances_argmin_min
 from threadpoolctl import ThreadpoolController, threadpool_limits
 from torch import Tensor
@@ -184,12 +185,14 @@ def _train(embeddings: Tensor, targets: Tensor, prior: Head, pool: Tensor | None
         deciding = labelled.order[parts == 0]
         some = LabelledSet(embeddings[deciding], targets[deciding], prior)
         with _threads_for(embeddings[deciding], prior):
-            decided = _average(some, settings, _judge(some, embeddings[deciding], pool))
+            beside = nearest_labels(pool, embeddings[deciding][some.order])
+            decided = _average(some, settings, _judge(some, embeddings[deciding], pool, beside))
         settings = [max(decided, key=itemgetter(1))[0].setting]
-    judge = _judge(labelled, embeddings, pool)
+    nearest = nearest_labels(pool, embeddings[labelled.order])
+    judge = _judge(labelled, embeddings, pool, nearest)
     averaged = _average(labelled, settings, judge)
     pool = embeddings[:0] if pool is None else pool
-    is_new = _is_new(pool, embeddings)
+    is_new = torch.from_numpy(nearest.distances > _SAME)
     weights = torch.zeros_like(prior.weights)
     bias = torch.zeros_like(prior.bias)
     logits = torch.zeros_like(labelled.prior_logits)
@@ -247,10 +250,12 @@ def _settings(*, has_text: bool) -> list[_Setting]:
     ]
 
 
-def _judge(labelled: LabelledSet, embeddings: Tensor, pool: Tensor | None) -> _Judge:
+def _judge(
+    labelled: LabelledSet, embeddings: Tensor, pool: Tensor | None, nearest: Nearest
+) -> _Judge:
     weights = labelled.stands_for(pool)
     folds = stratified_folds(labelled.targets)
-    remote = remoteness(embeddings[labelled.order], folds, pool).to(weights)
+    remote = remoteness(embeddings[labelled.order], folds, nearest).to(weights)
     if not labelled.has_text:
         # Of a class with one label the head that is to judge it knows nothing at all.
         weights = weights * labelled.has_company
@@ -292,7 +297,31 @@ def _average(
     ]
 
 
-def remoteness(embeddings: Tensor, folds: Tensor, pool: Tensor | None) -> Tensor:
+@dataclass(frozen=True)
+class Nearest:
+    """Of each picture of a pool the nearest label: its row [M] int64, and how far it is [M]."""
+
+    rows: NDArray[np.int64]
+    distances: NDArray[np.float64]
+
+
+def nearest_labels(pool: Tensor | None, embeddings: Tensor) -> Nearest:
+    """Return the labelled picture that is nearest to each of the pool, of none where it is None.
+
+    Parameters
+    ----------
+    pool : Tensor[M, D], floating, optional
+    embeddings : Tensor[N, D], floating
+        Of the labelled pictures.
+
+    """
+    if pool is None or not len(pool):
+        return Nearest(np.zeros(0, np.int64), np.zeros(0))
+    pictures, labelled = pool.float().cpu().numpy(), embeddings.float().cpu().numpy()
+    return Nearest(*pairwise_distances_argmin_min(pictures, labelled))
+
+
+def remoteness(embeddings: Tensor, folds: Tensor, nearest: Nearest) -> Tensor:
     """Return how far the pool is from the labels, as a share of how far they are from each other.
 
     Pictures that were picked to cover the pool are far from each other and near to all of it: a
@@ -308,8 +337,8 @@ def remoteness(embeddings: Tensor, folds: Tensor, pool: Tensor | None) -> Tensor
     embeddings : Tensor[N, D], floating
         Of the labelled pictures.
     folds : Tensor[N] int64
-    pool : Tensor[M, D], floating, optional
-        None: as remote as can be.
+    nearest : Nearest
+        Of these pictures to those of the pool. Of no pool: as remote as can be.
 
     Returns
     -------
@@ -317,17 +346,15 @@ def remoteness(embeddings: Tensor, folds: Tensor, pool: Tensor | None) -> Tensor
 
     """
     shares = np.ones(len(embeddings))
-    if pool is None or not len(pool):
-        return torch.from_numpy(shares)
-    labelled, pictures = embeddings.float().cpu().numpy(), pool.float().cpu().numpy()
     own = folds.cpu().numpy()
-    if not (own != own[0]).any():
+    if not len(nearest.rows) or not (own != own[0]).any():
         return torch.from_numpy(shares)
-    nearest, distances = pairwise_distances_argmin_min(pictures, labelled)
+    labelled = embeddings.float().cpu().numpy()
     # The labelled pictures may be in the pool, where nothing is to be learnt about them.
-    others = distances > _SAME
-    counts = np.bincount(nearest[others], minlength=len(labelled))
-    sums = np.bincount(nearest[others], weights=distances[others] ** 2, minlength=len(labelled))
+    others = nearest.distances > _SAME
+    rows, distances = nearest.rows[others], nearest.distances[others]
+    counts = np.bincount(rows, minlength=len(labelled))
+    sums = np.bincount(rows, weights=distances**2, minlength=len(labelled))
     near = counts > 0
     apart = np.zeros(len(labelled))
     for fold in np.unique(own[near]):
@@ -379,14 +406,6 @@ def _doubts(logits: Tensor, *, multiple: bool) -> Tensor:
     if multiple:
         return torch.minimum(probabilities, 1 - probabilities).mean(dim=1)
     return 1 - probabilities.amax(dim=1)
-
-
-def _is_new(pool: Tensor, embeddings: Tensor) -> Tensor:
-    """Return which pictures [M] bool of the pool are not among the embeddings."""
-    if not len(pool):
-        return torch.zeros(0, dtype=torch.bool)
-    nearest = pairwise_distances_argmin_min(pool.float().cpu(), embeddings.float().cpu())[1]
-    return torch.from_numpy(nearest > _SAME)
 
 
 def stratified_folds(targets: Tensor, count: int = FOLDS) -> Tensor:

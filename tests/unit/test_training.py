@@ -13,6 +13,7 @@ from backend.learning.evaluation import evaluate
 from backend.learning.head import Head, zero_shot
 from backend.learning.training import (
     FOLDS,
+    nearest_labels,
     relative_doubt,
     remoteness,
     stratified_folds,
@@ -105,11 +106,16 @@ def test_a_pool_is_remote_from_labels_that_do_not_cover_it() -> None:
     folds = torch.arange(3)
     beside = normalize(points + torch.tensor([0.2, 0.2, 0.2]), dim=1)
 
-    assert remoteness(points, folds, None).tolist() == [1, 1, 1]
-    assert remoteness(points, folds, points).tolist() == [1, 1, 1]
-    assert (remoteness(points, folds, beside) < 0.1).all()
-    assert remoteness(points, folds, -points).tolist() == [1, 1, 1]
-    assert remoteness(points, torch.zeros(3, dtype=torch.int64), beside).tolist() == [1, 1, 1]
+    def remote(folds: Tensor, pool: Tensor | None) -> list[float]:
+        shares: list[float] = remoteness(points, folds, nearest_labels(pool, points)).tolist()
+        return shares
+
+    assert remote(folds, None) == [1, 1, 1]
+    assert remote(folds, points[:0]) == [1, 1, 1]
+    assert remote(folds, points) == [1, 1, 1]
+    assert max(remote(folds, beside)) < 0.1
+    assert remote(folds, -points) == [1, 1, 1]
+    assert remote(torch.zeros_like(folds), beside) == [1, 1, 1]
 
 
 def test_a_wrong_text_is_given_up(digits: Digits) -> None:
