@@ -8,7 +8,7 @@ LABEL_STUDIO_ML := .label-studio-ml
 # Passed to pip as they are, such as PIP_ARGS="--index-url ..." to choose a build of torch.
 PIP_ARGS ?=
 BENCHMARKS := start webhook_latency page scoring training waiting store growth workers load \
-	predict reordering clusters
+	predict reordering clusters many_choices
 DEMO_ARGS := $(if $(AUTO),--auto)
 
 .PHONY: help install demo test test-unit lint docs screenshots fuzz format bench \
@@ -100,7 +100,7 @@ format: $(VENV)/.installed
 	@$(BIN)/ruff format .
 
 bench: $(VENV)/.installed $(LABEL_STUDIO)/.installed
-	@scripts/install_chromium
+	@scripts/install_programs
 	@for name in $(BENCHMARKS); do \
 		echo "==> benchmarks/$$name.py"; $(BIN)/python benchmarks/$$name.py || exit 1; done
 

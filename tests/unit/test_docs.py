@@ -98,6 +98,23 @@ def test_every_make_target_of_a_page_exists(path: Path) -> None:
         assert all(f"\n{target}:" in makefile for target in targets), line
 
 
+def test_every_file_that_make_runs_exists() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    named = re.findall(r"\b(?:scripts|tests|benchmarks)/[\w./-]+", makefile)
+
+    assert len(named) > 10
+    assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+def test_make_bench_runs_every_benchmark() -> None:
+    makefile = (ROOT / "Makefile").read_text().replace("\\\n", "")
+    benchmarks = re.findall(r"^BENCHMARKS := (.+)$", makefile, re.MULTILINE)[0].split()
+    programs = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
+
+    # What they have in common, and the backend that one of them starts.
+    assert programs - set(benchmarks) == {"parts", "example_backend"}
+
+
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_every_file_that_a_page_links_to_exists(path: Path) -> None:
     for target in re.findall(r"\]\((?!\w+:|#)([^)#]+)", path.read_text(encoding="utf-8")):
