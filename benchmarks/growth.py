@@ -70,7 +70,8 @@ def main() -> None:
         )
     linear = each[-1] / each[0]
     print(f"time of a task, last size to first: {linear:.2f} x")
-    print(f"memory: {parts.verdict(found['gigabytes'], MOST_MEMORY, at_least=False)} GB")
+    memory = found["gigabytes"]
+    print(f"memory: {memory:.2f} GB; {parts.verdict(memory, MOST_MEMORY, at_least=False)}")
 
 
 # ruff: noqa: ARG002 - the methods are Label Studio's

@@ -109,7 +109,7 @@ def health(ours: httpx.Client, pictures: str) -> None:
     p99 = float(np.percentile(answered, 99)) * 1000
     print(
         f"/health while {BUSY} cold tasks are predicted: p50 {np.median(answered) * 1000:.0f} ms, "
-        f"p99 {p99:.0f} ms of {len(answered)}; {parts.verdict(p99, 80, at_least=False)} ms"
+        f"p99 {p99:.0f} ms of {len(answered)}; {parts.verdict(p99, 80, at_least=False)}"
     )
 
 

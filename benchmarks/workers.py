@@ -99,6 +99,7 @@ def embedding(
         "LABEL_STUDIO_API_KEY": label_studio.token,
         "IMAGE_HOSTS": "127.0.0.1",
         "OMP_NUM_THREADS": "1",
+        "LOG_LEVEL": "WARNING",
     }
     settings = Settings.read(data_dir=folder)
     store = Store.open(settings.database)
