@@ -12,7 +12,7 @@ BENCHMARKS := start webhook_latency page scoring training waiting store growth w
 DEMO_ARGS := $(if $(AUTO),--auto)
 
 .PHONY: help install demo test test-unit lint docs screenshots fuzz format bench \
-	bench-learning soak clean
+	bench-gpu bench-learning soak clean
 
 help:
 	@echo "make demo          a real Label Studio with a project of drawn pictures, connected"
@@ -25,6 +25,7 @@ help:
 	@echo "make fuzz          200,000 hostile requests to the API (FUZZ_ARGS=\"--bodies N --seed N\")"
 	@echo "make format        let ruff format the code"
 	@echo "make bench         the benchmarks"
+	@echo "make bench-gpu     predictions of two models and trainings, on a GPU"
 	@echo "make bench-learning"
 	@echo "                   strategies and heads against other libraries' (hours; can be stopped)"
 	@echo "make soak          an hour of annotators, imports, deletions and kills, and what is left"
@@ -103,6 +104,13 @@ bench: $(VENV)/.installed $(LABEL_STUDIO)/.installed
 	@scripts/install_programs
 	@for name in $(BENCHMARKS); do \
 		echo "==> benchmarks/$$name.py"; $(BIN)/python benchmarks/$$name.py || exit 1; done
+
+bench-gpu: $(VENV)/.installed
+	@for model in ViT-B-32 ViT-L-14; do \
+		echo "==> benchmarks/predict.py, $$model"; \
+		$(BIN)/python benchmarks/predict.py --model $$model --tasks 256 --rounds 3 || exit 1; done
+	@echo "==> benchmarks/training.py"
+	@$(BIN)/python benchmarks/training.py
 
 bench-learning: $(VENV)/.installed-benchmark
 	@echo "==> benchmarks/learning (hours; it goes on where it was stopped)"

@@ -27,12 +27,12 @@ class Model:
         self.clip, _, self.preprocess = open_clip.create_model_and_transforms(
             name, pretrained=weights
         )
-        self.clip.eval()
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.clip.to(self.device).eval()
         tokenize = open_clip.get_tokenizer(name)
         with torch.no_grad():
-            texts = self.clip.encode_text(
-                tokenize([f"a photo of a class {number}" for number in range(LABELS)])
-            )
+            prompts = tokenize([f"a photo of a class {number}" for number in range(LABELS)])
+            texts = self.clip.encode_text(prompts.to(self.device))
         self.texts = texts / texts.norm(dim=-1, keepdim=True)
 
     def predict(self, tasks: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -40,7 +40,7 @@ class Model:
         for task in tasks:
             image = self.preprocess(Image.open(local_path(task["data"]["image"]))).unsqueeze(0)
             with torch.no_grad():
-                vector = self.clip.encode_image(image)
+                vector = self.clip.encode_image(image.to(self.device))
             vector = vector / vector.norm(dim=-1, keepdim=True)
             probabilities = (100 * vector @ self.texts.T).softmax(dim=-1)[0]
             index = int(probabilities.argmax())
