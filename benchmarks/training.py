@@ -11,7 +11,6 @@ are of pictures that neither has seen.
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 
 import numpy as np
 import parts
@@ -21,7 +20,7 @@ from sklearn.metrics import log_loss
 from sklearn.model_selection import StratifiedKFold
 from torch.nn.functional import normalize
 
-from backend.clip.hardware import find_device
+from backend.clip.hardware import device_of_trainings, find_device
 from backend.learning.head import Head
 from backend.learning.training import FOLDS, train
 
@@ -43,15 +42,14 @@ def main() -> None:
     # scikit-learn knows nothing of a class without a label.
     known = torch.isin(targets[count:], seen_targets)
     unseen, truth = vectors[count:][known], targets[count:][known].numpy()
-    device = find_device("auto")
+    device = device_of_trainings(find_device("auto"))
     nothing = Head(torch.zeros(classes, SIZE), torch.zeros(classes), multiple=False)
 
     losses: dict[str, float] = {}
 
     def ours(name: str, head: Head, pool: torch.Tensor | None) -> None:
-        head = replace(head, weights=head.weights.to(device), bias=head.bias.to(device))
         pool = None if pool is None else pool.to(device)
-        trained = train(seen.to(device), seen_targets.to(device), head, pool=pool)
+        trained = train(seen.to(device), seen_targets.to(device), head.to(device), pool=pool)
         of_all = trained.head.probabilities(unseen.to(device)).cpu().numpy()
         losses[name] = log_loss(truth, of_all, labels=np.arange(classes))
 

@@ -23,6 +23,7 @@ from backend.classifier import file
 from backend.classifier.pictures import Picture, as_pictures, embed, read, refuse_broken
 from backend.clip.encoder import Encoder, load_encoder, restore_encoder
 from backend.clip.finetuning import finetune
+from backend.clip.hardware import device_of_trainings
 from backend.clip.prompts import TEMPLATES, prompts
 from backend.errors import ClassifierError, EncoderError
 from backend.learning.head import Head, zero_shot
@@ -154,13 +155,14 @@ class CLIPImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             if self.finetune:
                 encoder = self._finetuned(encoder, pictures, targets, wordings)
             vectors = embed(encoder, pictures)
-            text = torch.from_numpy(encoder.encode_prompts(wordings)).to(encoder.device)
+            text = torch.from_numpy(encoder.encode_prompts(wordings))
+            text = text.to(device_of_trainings(encoder.device))
             prior = zero_shot(text, encoder.logit_scale)
             self.n_features_in_ = vectors.shape[1]
         device = prior.weights.device
         trained = train(vectors.to(device), torch.from_numpy(targets).to(device), prior)
         self.encoder_ = encoder
-        self.head_ = Head(trained.head.weights.cpu(), trained.head.bias.cpu(), multiple=False)
+        self.head_ = trained.head.to("cpu")
         self.evaluation_ = None if self.finetune else trained.evaluation
         return self
 

@@ -36,6 +36,16 @@ def find_device(wanted: str) -> torch.device:
     return device
 
 
+def device_of_trainings(device: torch.device) -> torch.device:
+    """Return where heads are trained that are for the embeddings of a device's CLIP.
+
+    Full convergence needs float64, which Apple's GPUs lack.
+    """
+    import torch
+
+    return torch.device("cpu") if device.type == "mps" else device
+
+
 def find_precision(wanted: str, device: torch.device) -> torch.dtype:
     """Return the precision of a name, `auto` bfloat16 where the hardware computes in it.
 

@@ -267,21 +267,23 @@ class _Labelled:
 
     def train(self, learning: LearningSettings, sample: list[StoredTask]) -> _Learnt:
         """Return the head that the labels give for what is like the sample, and how good it is."""
+        from backend.clip.hardware import device_of_trainings
         from backend.learning.confusion import confusion
         from backend.learning.label_errors import suspected_labels
         from backend.learning.training import Trained, train
 
         encoder = self._predictor.encoder
+        device = device_of_trainings(encoder.device)
         zero_shot = zero_shot_head(encoder, self.control, learning)
-        trained = Trained(zero_shot.head)
+        trained = Trained(zero_shot.head.to(device))
         targets = targets_of(self.control, [self.choices[task_id] for task_id in self._ids])
         ids, pool = self._predictor.embedder.vectors_of(sample, self.control, fetch=False)
-        pool = pool.to(encoder.device)
+        pool = pool.to(device)
         if len(self._ids) >= learning.min_annotations:
             trained = train(
-                self._vectors.to(encoder.device),
-                targets.to(encoder.device),
-                zero_shot.head,
+                self._vectors.to(device),
+                targets.to(device),
+                trained.head,
                 pool=pool if len(pool) else None,
             )
         report = self._counts() | self.people
@@ -296,7 +298,9 @@ class _Labelled:
             open_pool = pool[[row for row, task_id in enumerate(ids) if task_id in open_ids]]
             if len(open_pool):
                 report |= _outlook(trained, targets, open_pool)
-        return _Learnt(ControlHead(zero_shot.values, trained.head), report, confused)
+        # What scores tasks is on the CPU, beside the store's vectors.
+        head = ControlHead(zero_shot.values, trained.head.to("cpu"))
+        return _Learnt(head, report, confused)
 
     def _counts(self) -> dict[str, Any]:
         per_choice = Counter(chain.from_iterable(self.choices.values()))

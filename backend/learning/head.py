@@ -82,6 +82,10 @@ class Head:
     bias: Tensor
     multiple: bool
 
+    def to(self, device: torch.device | str) -> Head:
+        """Return the same head on a device."""
+        return replace(self, weights=self.weights.to(device), bias=self.bias.to(device))
+
     def logits(self, embeddings: Tensor) -> Tensor:
         """Return logits [N, K] float32 of unit embeddings [N, D]."""
         return functional.linear(embeddings.float(), self.weights, self.bias)
@@ -189,18 +193,16 @@ class LabelledSet:
 
     def __init__(self, embeddings: Tensor, targets: Tensor, prior: Head) -> None:
         """Take N > 0 labelled pictures; see `fit` for the parameters."""
-        # Full convergence needs float64, which Apple's GPUs lack.
-        device = torch.device("cpu") if embeddings.device.type == "mps" else embeddings.device
         self.order = _canonical_order(embeddings, targets)
-        features = embeddings[self.order].to(device, torch.float64)
-        self.targets = targets[self.order].to(device)
+        features = embeddings[self.order].double()
+        self.targets = targets[self.order]
         self.trust_in_others = 1.0
         self._prior = prior
-        self._weights = prior.weights.to(device, torch.float64)
-        self._bias = prior.bias.to(device, torch.float64)
+        self._weights = prior.weights.double()
+        self._bias = prior.bias.double()
         self._has_many_logits = len(features) * len(self._weights) > _MANY_LOGITS
         if self._has_many_logits:
-            self.prior_logits = prior.logits(features).to(device)
+            self.prior_logits = prior.logits(features)
         else:
             self.prior_logits = features @ self._weights.T + self._bias
         self._scale = self._weights.norm(dim=1).mean().item() or _SCALE

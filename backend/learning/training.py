@@ -154,7 +154,8 @@ def train(
     targets : Tensor[N] int64, or Tensor[N, K] float32 of 0 and 1 with a `multiple` prior
         Index of the choice, or which choices apply.
     prior : Head
-        The zero-shot head, of K choices; a head of zeros where there is no text.
+        The zero-shot head, of K choices; a head of zeros where there is no text. On the device of
+        the embeddings, as is the head that is returned.
     pool : Tensor[M, D], floating, optional
         Unit vectors of a sample of the pictures that the head is for. Labels picked by
         uncertainty are no sample: with it they count as much as they stand for.
