@@ -200,7 +200,7 @@ class Encoder:
 
         ours = self._model_for_pictures
         on_cpu = copy.copy(ours)
-        on_cpu._modules = {**ours._modules, "visual": copy.deepcopy(ours.visual).cpu()}
+        on_cpu._modules = {**ours._modules, "visual": _copied_to_cpu(ours.visual)}
         with torch.inference_mode():
             images = self.preprocess.normalized(pixels, self.precision)
             vectors = on_cpu.encode_image(images).float()
@@ -385,6 +385,18 @@ def _for_pictures(model: Any, device: torch.device, precision: torch.dtype) -> A
     ours = copy.copy(model)
     ours._modules = {**model._modules, "visual": visual}
     return ours
+
+
+def _copied_to_cpu(module: torch.nn.Module) -> torch.nn.Module:
+    """Return a copy of a module, whose device may be full and is asked for nothing."""
+    import torch
+
+    copies: dict[int, Any] = {
+        id(weights): torch.nn.Parameter(weights.cpu(), requires_grad=False)
+        for weights in module.parameters()
+    }
+    copies |= {id(buffer): buffer.cpu() for buffer in module.buffers()}
+    return copy.deepcopy(module, copies)
 
 
 def _digest_of_weights(model: torch.nn.Module) -> str:

@@ -74,6 +74,31 @@ def test_pictures_and_texts_are_encoded_as_on_the_cpu(
     assert (there.encode_texts(texts) * here.encode_texts(texts)).sum(axis=1).min() > 0.9995
 
 
+def test_a_picture_for_which_the_device_is_full_is_encoded_without_it(
+    encoder: Encoder, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture = Image.fromarray(
+        np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
+    )
+    on_device = encoder._model_for_pictures.visual
+    copied = torch.Tensor.__deepcopy__
+
+    def run(module: torch.nn.Module, _pixels: object) -> None:
+        if module is on_device:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    def copy(tensor: torch.Tensor, known: dict[int, object]) -> torch.Tensor:
+        if tensor.device.type == device.type:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return copied(tensor, known)
+
+    expected = encoder.encode_images([picture])
+    on_device.register_forward_pre_hook(run)
+    monkeypatch.setattr(torch.Tensor, "__deepcopy__", copy)
+
+    np.testing.assert_allclose(encoder.encode_images([picture]), expected, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_strategies_pick_as_on_the_cpu(name: str, device: torch.device) -> None:
     draw = torch.Generator().manual_seed(0)
