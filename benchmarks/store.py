@@ -4,8 +4,8 @@
 
 512 components in float16. As in use: written in batches as pictures are encoded, read 1,000 at a
 time by where the pictures come from. The file is written and synced, and read, in one piece.
-Beside them what the database takes for the same bytes in a row a batch, where no picture could be
-found: less no table of it can. PostgreSQL is a real one, started for this.
+Beside them the least that the database takes for as many bytes: a row for each batch, in which no
+picture could be found. PostgreSQL is a real one, started for this.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A GPU for machines without one: its tensors say that they are on it and compute on the CPU.
 
-What mixes devices fails as on a GPU, so that code for GPUs can be run where there is none. What it
-takes there is another matter.
+What mixes devices fails as on a GPU, so that code for GPUs can be run where there is none. It says
+nothing of how long that takes there.
 """
 
 from __future__ import annotations
@@ -80,10 +80,6 @@ class _Operations(TorchDispatchMode):
 
 class _Functions(TorchFunctionMode):
     """Has done what never comes to an operation."""
-
-    def __init__(self, device: torch.device) -> None:
-        super().__init__()
-        self._device = device
 
     def __torch_function__(
         self,
@@ -182,7 +178,7 @@ def other_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
     monkeypatch.setattr(torch, "Generator", lambda device=None: on_cpu())
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     try:
-        with _Functions(device), _Operations(device):
+        with _Functions(), _Operations(device):
             yield device
     finally:
         torch.__future__.set_overwrite_module_params_on_conversion(False)
