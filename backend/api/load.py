@@ -47,17 +47,23 @@ class PredictSlots:
     @contextmanager
     def take(self) -> Iterator[None]:
         """Hold a slot; raises TooManyRequestsError where there is none, or no turn for long."""
-        with self._taken(self._free, None), self._taken(self._working, LONGEST_WAIT):
+        full = (
+            f"{self._count} requests for predictions are being worked on: try again in a moment, "
+            "or raise PREDICT_THREADS"
+        )
+        slow = (
+            f"other requests for predictions took {LONGEST_WAIT:.0f} s: try again in a moment, "
+            "or ask for fewer tasks at once"
+        )
+        with self._taken(self._free, None, full), self._taken(self._working, LONGEST_WAIT, slow):
             yield
 
     @contextmanager
-    def _taken(self, slots: threading.BoundedSemaphore, wait: float | None) -> Iterator[None]:
+    def _taken(
+        self, slots: threading.BoundedSemaphore, wait: float | None, refusal: str
+    ) -> Iterator[None]:
         if not slots.acquire(blocking=wait is not None, timeout=wait):
-            raise TooManyRequestsError(
-                f"{self._count} requests for predictions are being worked on: try again in a "
-                "moment, or raise PREDICT_THREADS",
-                retry_after=_RETRY_AFTER,
-            )
+            raise TooManyRequestsError(refusal, retry_after=_RETRY_AFTER)
         try:
             yield
         finally:

@@ -24,7 +24,7 @@ def test_a_request_in_hand_waits_for_its_turn() -> None:
 def test_a_request_beyond_those_in_hand_is_refused() -> None:
     slots = PredictSlots(1, at_work=1)
 
-    with slots.take(), pytest.raises(TooManyRequestsError), slots.take():
+    with slots.take(), pytest.raises(TooManyRequestsError, match="PREDICT_THREADS"), slots.take():
         pass
 
     with slots.take():
@@ -36,9 +36,9 @@ def test_a_request_that_has_waited_long_enough_is_refused(monkeypatch: pytest.Mo
     slots = PredictSlots(2, at_work=1)
 
     with slots.take():
-        with pytest.raises(TooManyRequestsError), slots.take():
+        with pytest.raises(TooManyRequestsError, match="fewer tasks at once"), slots.take():
             pass
-        with pytest.raises(TooManyRequestsError), slots.take():
+        with pytest.raises(TooManyRequestsError, match="fewer tasks at once"), slots.take():
             pass
 
     with slots.take():
