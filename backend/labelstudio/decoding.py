@@ -57,6 +57,9 @@ def decode(data: bytes, limits: ImageLimits, enough: int | None = None) -> Image
             )
         if enough is not None:
             _shrink(image, enough)
+        if kind == "JPEG":
+            # Whole, for between two pieces the decoder's thread waits for others of Python's.
+            image.decodermaxblock = len(data)
         image.load()
         turn = _turn(image)
         # Pillow copies what is RGB already.

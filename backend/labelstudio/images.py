@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from http.cookiejar import CookieJar, DefaultCookiePolicy
+from io import BytesIO
 from string import whitespace
 from types import TracebackType
 from typing import TypeVar
@@ -337,12 +338,12 @@ class ImageFetcher:
         declared = answer.headers.get("content-length", "")
         if declared.isdecimal() and int(declared) > self._limits.max_bytes:
             raise self._too_large()
-        body = bytearray()
+        body = BytesIO()
         for chunk in answer.iter_raw():
-            body += chunk
-            if len(body) > self._limits.max_bytes:
+            body.write(chunk)
+            if body.tell() > self._limits.max_bytes:
                 raise self._too_large()
-        return bytes(body)
+        return body.getvalue()
 
     def _from_data_uri(self, source: str) -> bytes:
         header, comma, payload = source.partition(",")
