@@ -106,8 +106,9 @@ def _remove_outdated(services: Services, claim: Claim) -> None:
 def _push(services: Services, claim: Claim, version: Version, config: LabelingConfig) -> bool:
     """Bring Label Studio to a version; False where it is no longer the active one."""
     store, project_id = services.store, version.project_id
+    is_known = True
     if store.tasks.pending(project_id, version.name):
-        _take_note(services, version, config)
+        is_known = _take_note(services, version, config)
     # Of those that have become outdated since they were looked for another refresh is asked.
     pending = store.tasks.pending(project_id, version.name) - store.tasks.outdated(project_id)
     if not pending and store.findings.model_version(project_id, FindingKind.QUEUE) == version.name:
@@ -140,7 +141,7 @@ def _push(services: Services, claim: Claim, version: Version, config: LabelingCo
         if not pushed:
             # First: a worker that dies after the switch leaves tasks that pages show.
             store.tasks.mark_shown(project_id, ids[:HEAD].tolist(), SHOWN_FOR)
-            _switch(services, version)
+            _switch(services, version, is_known=is_known)
             # A sweep counted it when these predictions were not in yet.
             store.projects.note_surplus(project_id, version.name, {})
             _note_head(services, version, config, queue)
@@ -197,15 +198,19 @@ def _note_head(services: Services, version: Version, config: LabelingConfig, que
     store.findings.keep(version.project_id, version.name, {FindingKind.QUEUE: queue_to_bytes(head)})
 
 
-def _take_note(services: Services, version: Version, config: LabelingConfig) -> None:
-    # A worker that dies between an import and its note, an answer that is lost, and Label Studio's
-    # own call of /predict leave predictions that must not be added a second time.
+def _take_note(services: Services, version: Version, config: LabelingConfig) -> bool:
+    """Note what Label Studio holds of a version; False where that is nothing.
+
+    A worker that dies between an import and its note, an answer that is lost, and Label Studio's
+    own call of /predict leave predictions that must not be added a second time.
+    """
     store, client, project_id = services.store, services.label_studio, version.project_id
     project = store.projects.get(project_id)
     known = len(store.tasks.predicted(project_id, version.name))
     known += project.surplus.get(version.name, 0) if project is not None else 0
-    if client.prediction_counts(project_id).get(version.name, 0) <= known:
-        return
+    held = client.prediction_counts(project_id).get(version.name, 0)
+    if held <= known:
+        return held > 0
     for page in client.predictions(project_id):
         carrying = {
             task_id
@@ -215,6 +220,7 @@ def _take_note(services: Services, version: Version, config: LabelingConfig) -> 
         # Such as of an import that took so long that the data have changed meanwhile.
         outdated = note_outdated(services, version, config, page)
         store.tasks.mark_predicted(project_id, carrying - outdated, version.name)
+    return True
 
 
 def _parts(count: int, *, is_slow: bool) -> Iterator[slice]:
@@ -238,11 +244,12 @@ def _should_make_way(services: Services, claim: Claim) -> bool:
     return False
 
 
-def _switch(services: Services, version: Version) -> None:
-    # The queue orders by the predictions of the project's model version alone.
-    remote = services.label_studio.project(version.project_id)
-    if remote.model_version != version.name:
-        services.label_studio.update_project(version.project_id, model_version=version.name)
+def _switch(services: Services, version: Version, *, is_known: bool) -> None:
+    # The queue orders by the predictions of the project's model version alone. One that Label
+    # Studio had nothing of cannot be that yet, and to look would keep annotators waiting.
+    client, project_id = services.label_studio, version.project_id
+    if not (is_known and client.project(project_id).model_version == version.name):
+        client.update_project(project_id, model_version=version.name)
 
 
 def _settle(services: Services, version: Version) -> None:
@@ -250,7 +257,7 @@ def _settle(services: Services, version: Version) -> None:
     store, project_id = services.store, version.project_id
     counts = services.label_studio.prediction_counts(project_id)
     if counts.get(version.name):
-        _switch(services, version)
+        _switch(services, version, is_known=True)
     project = store.projects.get(project_id)
     if project is not None and is_wanted(services, project, counts):
         store.requests.add(Request(project_id, Kind.SWEEP), delay=SWEEP_DELAY)
