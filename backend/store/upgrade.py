@@ -1,4 +1,4 @@
-"""Brings a database of any release to the schema of this one.
+"""Brings a database of another release to the schema of this one.
 
 Imported only where there is something to do: alembic takes a quarter of a second to import.
 """
@@ -48,7 +48,7 @@ def upgrade(connection: Connection) -> None:
     config = _config()
     config.attributes["connection"] = connection
     with _alembic:
-        if before is None and tables & _FIRST_TABLES:
+        if before is None:
             if not tables >= _FIRST_TABLES:
                 raise DatabaseError(
                     "The database has tables of somebody else's: give clip-backend a database of "
@@ -57,8 +57,7 @@ def upgrade(connection: Connection) -> None:
             command.stamp(config, _FIRST)
             before = _FIRST
         command.upgrade(config, "head")
-    if before is not None:
-        log.info("upgraded the database from schema %s to %s", before, REVISION)
+    log.info("upgraded the database from schema %s to %s", before, REVISION)
 
 
 def is_known(revision: str) -> bool:

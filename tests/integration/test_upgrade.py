@@ -151,6 +151,17 @@ def test_an_upgrade_that_fails_changes_nothing(
     engine.dispose()
 
 
+def test_tables_of_other_names_are_no_hindrance(database_url: str) -> None:
+    run(database_url, "CREATE TABLE customers (name TEXT)")
+
+    Store.open(database_url).close()
+    Store.open(database_url).close()
+
+    engine = sa.create_engine(database_url)
+    assert {"customers", "projects", "alembic_version"} <= {*sa.inspect(engine).get_table_names()}
+    engine.dispose()
+
+
 def test_a_database_of_a_newer_release_is_refused_in_a_sentence(database_url: str) -> None:
     Store.open(database_url).close()
     run(database_url, "UPDATE alembic_version SET version_num = '9999'")
@@ -159,15 +170,20 @@ def test_a_database_of_a_newer_release_is_refused_in_a_sentence(database_url: st
         Store.open(database_url)
 
 
-def test_tables_of_somebody_else_s_are_left_alone(database_url: str) -> None:
-    run(database_url, "CREATE TABLE projects (name TEXT)")
+@pytest.mark.parametrize("table", ["projects", "history"])
+def test_tables_of_somebody_else_s_are_left_alone(database_url: str, table: str) -> None:
+    run(database_url, f"CREATE TABLE {table} (name TEXT)")
 
     with pytest.raises(DatabaseError, match="a database of its own"):
         Store.open(database_url)
 
 
-def test_a_database_that_is_up_to_date_is_opened_without_alembic(database_url: str) -> None:
-    Store.open(database_url).close()
+@pytest.mark.parametrize("is_new", [True, False])
+def test_a_database_that_is_not_behind_is_opened_without_alembic(
+    database_url: str, *, is_new: bool
+) -> None:
+    if not is_new:
+        Store.open(database_url).close()
 
     code = f"{OPEN}; sys.exit('alembic' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code, database_url], check=False)
