@@ -47,15 +47,22 @@ class JobQueue:
             kind: RQQueue(kind.value, connection=self.connection, serializer=JSONSerializer)
             for kind in Kind
         }
+        # When those jobs were started that seemed left behind at the last look.
+        self._left_behind: dict[str, str] = {}
 
     def check(self) -> None:
         """Raise QueueError where Redis does not answer, or is one that RQ cannot use."""
         connection.check(self.connection)
 
     def enqueue(self, request: Request) -> None:
-        """Queue a request that is due and that no worker holds."""
+        """Queue a request that is due and that no worker holds.
+
+        What is left of a job whose worker died, or that failed, is replaced at the second look:
+        RQ removes a job a moment after its request is done, and may be asked for it again by then.
+        """
         queue = self.queues[request.kind]
         job_id = request.name
+        last_look = self._left_behind.pop(job_id, None)
         try:
             self._enqueue(queue, job_id, request)
         except DuplicateJobError:
@@ -64,7 +71,9 @@ class JobQueue:
                 job = Job.fetch(job_id, connection=self.connection, serializer=JSONSerializer)
                 if self._is_under_way(queue, job):
                     return
-                # What is left of a job whose worker died, or that failed.
+                if last_look != (look := str(job.started_at)):
+                    self._left_behind[job_id] = look
+                    return
                 job.delete()
             with suppress(DuplicateJobError):
                 self._enqueue(queue, job_id, request)

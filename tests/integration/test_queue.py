@@ -83,10 +83,25 @@ def test_the_job_that_a_worker_has_just_taken_is_not_queued_again(queue: JobQueu
     assert queued(queue) == {}
 
 
-def test_the_job_of_a_worker_that_died_is_replaced(queue: JobQueue) -> None:
+def test_a_job_whose_request_is_done_is_left_to_its_worker_to_finish(queue: JobQueue) -> None:
+    queue.enqueue(TRAIN)
+    job = taken(queue, ago=timedelta(minutes=10))
+
+    # Asked for again meanwhile, so that a clock finds it due once it is no longer claimed.
+    queue.enqueue(TRAIN)
+
+    assert job.get_status() is JobStatus.STARTED
+    job.cleanup(0)
+    queue.enqueue(TRAIN)
+    assert queued(queue) == {"train": 1}
+
+
+def test_the_job_of_a_worker_that_died_is_replaced_at_the_second_look(queue: JobQueue) -> None:
     queue.enqueue(TRAIN)
     taken(queue, ago=timedelta(minutes=10))
 
+    queue.enqueue(TRAIN)
+    assert queued(queue) == {}
     queue.enqueue(TRAIN)
 
     assert queued(queue) == {"train": 1}
@@ -105,6 +120,7 @@ def test_a_clock_that_goes_back_does_not_keep_the_job_of_a_worker_that_died(
     taken(queue, ago=-ahead)
 
     queue.enqueue(TRAIN)
+    queue.enqueue(TRAIN)
 
     assert queued(queue) == jobs
 
@@ -120,6 +136,7 @@ def test_a_job_that_failed_is_replaced(queue: JobQueue) -> None:
     assert queued(queue) == {}
     assert queue.queues[Kind.TRAIN].failed_job_registry.count == 1
 
+    queue.enqueue(TRAIN)
     queue.enqueue(TRAIN)
 
     assert queued(queue) == {"train": 1}
