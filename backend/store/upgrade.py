@@ -1,6 +1,6 @@
 """Brings a database of another release to the schema of this one.
 
-Imported only where there is something to do: alembic takes a quarter of a second to import.
+Imported only where there is something to do: alembic takes a tenth of a second to import.
 """
 
 from __future__ import annotations
