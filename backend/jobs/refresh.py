@@ -246,7 +246,7 @@ def _should_make_way(services: Services, claim: Claim) -> bool:
 
 def _switch(services: Services, version: Version, *, is_known: bool) -> None:
     # The queue orders by the predictions of the project's model version alone. One that Label
-    # Studio had nothing of cannot be that yet, and to look would keep annotators waiting.
+    # Studio had nothing of is not that yet but by chance: to look would keep annotators waiting.
     client, project_id = services.label_studio, version.project_id
     if not (is_known and client.project(project_id).model_version == version.name):
         client.update_project(project_id, model_version=version.name)

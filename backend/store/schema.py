@@ -22,7 +22,7 @@ metadata = sa.MetaData()
 REVISION = "0006"
 
 # Alembic's own table, as it makes it.
-_revisions = sa.Table(
+revisions = sa.Table(
     "alembic_version",
     sa.MetaData(),
     sa.Column("version_num", sa.String(32), nullable=False),
@@ -254,9 +254,9 @@ class Database:
 
     def _revision(self) -> str | None:
         with self.read() as connection:
-            if not sa.inspect(connection).has_table("alembic_version"):
+            if not sa.inspect(connection).has_table(revisions.name):
                 return None
-            revision: str | None = connection.scalar(sa.select(_revisions.c.version_num))
+            revision: str | None = connection.scalar(sa.select(revisions.c.version_num))
             return revision
 
     def _upgrade(self) -> None:
@@ -266,11 +266,11 @@ class Database:
                 # SQL itself needs PostgreSQL 16.
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_UPGRADE_LOCK)))
             tables = sa.inspect(connection).get_table_names()
-            if {_revisions.name, *metadata.tables}.isdisjoint(tables):
+            if {revisions.name, *metadata.tables}.isdisjoint(tables):
                 # Without alembic, which takes a tenth of a second to import.
                 metadata.create_all(connection)
-                _revisions.create(connection)
-                connection.execute(sa.insert(_revisions).values(version_num=REVISION))
+                revisions.create(connection)
+                connection.execute(sa.insert(revisions).values(version_num=REVISION))
                 return
             from backend.store.upgrade import upgrade
 

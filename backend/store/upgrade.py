@@ -16,7 +16,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy.engine import Connection
 
 from backend.errors import DatabaseError
-from backend.store.schema import REVISION
+from backend.store.schema import REVISION, revisions
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +35,8 @@ def upgrade(connection: Connection) -> None:
     """
     tables = set(sa.inspect(connection).get_table_names())
     before = None
-    if "alembic_version" in tables:
-        before = connection.scalar(sa.text("SELECT version_num FROM alembic_version"))
+    if revisions.name in tables:
+        before = connection.scalar(sa.select(revisions.c.version_num))
     if before == REVISION:
         # Another process was faster.
         return
